@@ -1,0 +1,8 @@
+//! The executable specification of group-relative policy optimisation.
+
+pub mod axes;
+pub mod error;
+#[cfg(feature = "torch")]
+pub mod llm;
+
+pub use error::{Error, Result};
