@@ -129,25 +129,23 @@ pub fn actor_loss<R: Real>(
     options.check()?;
     let token_loss = clip(logp, logp_old, advantages, response_mask, &options.clip)?;
     let policy_loss = aggregate::loss(&token_loss, response_mask, &options.aggregate)?;
-    let mut loss = policy_loss;
-    let mut kl_loss = R::constant(0.0);
-    if options.kl_loss_coef != 0.0 {
+    let kl_loss = if options.kl_loss_coef == 0.0 {
+        R::constant(0.0)
+    } else {
         let logp_ref =
             logp_ref.ok_or_else(|| Error::input("logp_ref", "is needed when kl_loss_coef is not 0"))?;
-        kl_loss = aggregate::loss(
-            &kl::estimate(logp, logp_ref, &options.kl())?,
-            response_mask,
-            &options.aggregate,
-        )?;
-        loss = loss + R::constant(options.kl_loss_coef) * kl_loss;
-    }
-    let mut entropy_loss = R::constant(0.0);
-    if options.entropy_coeff != 0.0 {
+        aggregate::loss(&kl::estimate(logp, logp_ref, &options.kl())?, response_mask, &options.aggregate)?
+    };
+    let entropy_loss = if options.entropy_coeff == 0.0 {
+        R::constant(0.0)
+    } else {
         let entropy =
             entropy.ok_or_else(|| Error::input("entropy", "is needed when entropy_coeff is not 0"))?;
-        entropy_loss = aggregate::loss(entropy, response_mask, &options.aggregate)?;
-        loss = loss - R::constant(options.entropy_coeff) * entropy_loss;
-    }
-    loss = loss / R::constant(options.gradient_accumulation_steps);
+        aggregate::loss(entropy, response_mask, &options.aggregate)?
+    };
+    let (kl_loss_coef, entropy_coeff) =
+        (R::constant(options.kl_loss_coef), R::constant(options.entropy_coeff));
+    let loss = policy_loss + kl_loss_coef * kl_loss - entropy_coeff * entropy_loss;
+    let loss = loss / R::constant(options.gradient_accumulation_steps);
     Ok(ActorLossOutput { loss, policy_loss, kl_loss, entropy_loss })
 }
