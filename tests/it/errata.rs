@@ -92,10 +92,9 @@ fn notes_singleton() {
 }
 
 fn notes_eps() {
-    let rewards = [0.9; 7];
-    assert!((f64::from(naive_f32(&rewards, 1e-8)[0]) + 0.80).abs() < 0.01);
-    assert!((f64::from(naive_f32(&rewards, 1e-6)[0]) + 0.06).abs() < 0.01);
-    assert_eq!(advantages(&rewards, json!({"eps": 1e-8})), [0.0; 7]);
+    assert!((f64::from(naive_f32(&[0.9; 7], 1e-8)[0]) + 0.80).abs() < 0.01);
+    assert!((f64::from(naive_f32(&[0.9; 7], 1e-6)[0]) + 0.06).abs() < 0.01);
+    assert_eq!(advantages(&[0.9; 7], json!({"eps": 1e-8})), [0.0; 7]);
 }
 
 fn notes_agreeing_groups() {

@@ -18,11 +18,12 @@ struct Unit(f64);
 
 impl Arbitrary for Unit {
     fn arbitrary(g: &mut Gen) -> Self {
-        Self(f64::from(i32::arbitrary(g)) / f64::from(i32::MAX).next_up().max(2_147_483_648.0))
+        Self(-f64::from(i32::arbitrary(g)) / f64::from(i32::MIN))
     }
 
     fn shrink(&self) -> Box<dyn Iterator<Item = Self>> {
-        Box::new([0.0, self.0 / 2.0].into_iter().filter(|x| x.abs() < self.0.abs()).map(Self))
+        let size = self.0.abs();
+        Box::new([0.0, self.0 / 2.0].into_iter().filter(move |x| x.abs() < size).map(Self))
     }
 }
 

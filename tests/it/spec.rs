@@ -128,7 +128,7 @@ fn every_id_that_is_referred_to_exists() {
         let path = format!("src/reference/{file}.rs");
         let source = read(&path);
         for line in source.lines().filter(|line| line.starts_with("/// Clause")) {
-            for id in line.split('`').skip(1).step_by(2).filter(|id| id.starts_with(file)) {
+            for id in line.split('`').skip(1).step_by(2).filter(|id| id.starts_with(&format!("{file}."))) {
                 assert!(clauses.contains(id), "{path} refers to the clause {id}");
             }
         }
