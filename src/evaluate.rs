@@ -70,7 +70,13 @@ impl Question {
     }
 
     pub(crate) fn given<R: Real>(&self, formula: &Formula<R>) -> Given<'_> {
-        Given { expected: formula.inputs, inputs: &self.inputs, options: &self.options }
+        Given {
+            expected: formula.inputs,
+            fields: formula.options,
+            defaults: formula.defaults,
+            inputs: &self.inputs,
+            options: &self.options,
+        }
     }
 }
 
