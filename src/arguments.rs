@@ -6,7 +6,7 @@ use ndarray::{Array, ArrayD, Dimension, Ix1, Ix2};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::formula::Input;
+use crate::formula::{Input, OptionField};
 use crate::reference::Real;
 use crate::value::{Data, Named, array_d};
 use crate::{Error, Result};
@@ -22,6 +22,8 @@ pub struct Args<'a, R> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Given<'a> {
     pub(crate) expected: &'static [Input],
+    pub(crate) fields: &'static [OptionField],
+    pub(crate) defaults: fn() -> Map<String, Value>,
     pub(crate) inputs: &'a Named,
     pub(crate) options: &'a Map<String, Value>,
 }
@@ -124,9 +126,23 @@ impl Given<'_> {
     }
 
     pub(crate) fn options<O: DeserializeOwned>(&self) -> Result<O> {
-        // One option at a time, so that the error names the one that is wrong.
-        serde_json::from_value(Value::Object(self.options.clone()))
-            .map_err(|problem| Error::option("options", problem.to_string()))
+        let typed = |options| serde_json::from_value::<O>(Value::Object(options));
+        typed(self.options.clone()).map_err(|problem| {
+            // Put alone among the defaults, the option that is wrong still fails, and so can be named.
+            let is_wrong = |field: &&OptionField| {
+                let mut options = (self.defaults)();
+                options
+                    .extend(self.options.get(field.name).map(|value| (field.name.to_owned(), value.clone())));
+                typed(options).is_err()
+            };
+            match self.fields.iter().find(is_wrong) {
+                Some(field) => {
+                    let value = self.options.get(field.name).unwrap_or(&Value::Null);
+                    Error::option(field.name, format!("cannot be {value}; it takes {}", field.values))
+                }
+                None => Error::option("options", problem.to_string()),
+            }
+        })
     }
 }
 

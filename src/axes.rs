@@ -56,6 +56,19 @@ impl Axes {
         Ok(self)
     }
 
+    /// Binds the axes of an argument of any shape, so that others of any shape must have the same one.
+    ///
+    /// # Errors
+    /// As [`Axes::bind`]; `input` for more axes than any formula has.
+    pub fn bind_any<N: Copy + TryInto<usize>>(self, argument: &str, shape: &[N]) -> Result<Self> {
+        const NAMES: [&str; 6] = ["axis 0", "axis 1", "axis 2", "axis 3", "axis 4", "axis 5"];
+        let names = match self.bound.len() {
+            0 => NAMES.get(..shape.len()).ok_or_else(|| Error::input(argument, "has more than 6 axes"))?,
+            bound => &NAMES[..bound.min(NAMES.len())],
+        };
+        self.bind(argument, names, shape)
+    }
+
     /// The length of a bound axis; 0 for one that no argument has named.
     pub fn length(&self, name: &str) -> usize {
         self.bound.iter().find(|(bound, _)| *bound == name).map_or(0, |&(_, length)| length)

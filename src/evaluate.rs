@@ -4,9 +4,10 @@ use ndarray::ArrayD;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::{Args, Given};
-use crate::formula::{Formula, Gradient, Outputs, Role};
+use crate::axes::Axes;
+use crate::formula::{ANY, Formula, Gradient, Outputs, Role};
 use crate::reference::{Bounded, Dual, Real};
-use crate::value::{Array, Data, Named, number};
+use crate::value::{Array, Data, Kind, Named, number};
 use crate::{Error, Result};
 
 /// A formula's answer on one input.
@@ -70,7 +71,13 @@ impl Question {
     }
 
     pub(crate) fn given<R: Real>(&self, formula: &Formula<R>) -> Given<'_> {
-        Given { expected: formula.inputs, inputs: &self.inputs, options: &self.options }
+        Given {
+            expected: formula.inputs,
+            fields: formula.options,
+            defaults: formula.defaults,
+            inputs: &self.inputs,
+            options: &self.options,
+        }
     }
 }
 
@@ -121,11 +128,8 @@ pub fn evaluate(id: &str, question: &Question) -> Result<Evaluation> {
     for (name, output) in &outputs {
         evaluation.record(name, output, false);
     }
-    for input in formula.inputs.iter().filter(|input| input.gradient != Gradient::None) {
-        if let Some(array) = question.inputs.get(input.name) {
-            let gradient = gradient(id, question, input.name, array)?;
-            evaluation.record(input.name, &gradient, true);
-        }
+    for input in differentiable(formula, question) {
+        evaluation.record(input, &gradient(id, question, input, Bounded::exact)?, true);
     }
     Ok(evaluation)
 }
@@ -159,13 +163,33 @@ impl Evaluation {
     }
 }
 
-fn gradient(id: &str, question: &Question, input: &str, array: &Array) -> Result<ArrayD<Bounded>> {
-    let formula = Formula::<Dual<Bounded>>::find(id)?;
+/// The inputs of a question that gradients are asked for.
+pub fn differentiable<R: Real>(
+    formula: &Formula<R>,
+    question: &Question,
+) -> impl Iterator<Item = &'static str> {
+    let inputs = formula.inputs.iter().filter(|input| input.gradient != Gradient::None);
+    inputs.map(|input| input.name).filter(|name| question.inputs.contains_key(*name))
+}
+
+/// The gradient of the sum of the first output by one input, read with any scalar.
+///
+/// # Errors
+/// As [`evaluate`]; `input` if the question has no such input.
+pub fn gradient<R: Real>(
+    id: &str,
+    question: &Question,
+    input: &str,
+    lift: impl Fn(f64) -> R,
+) -> Result<ArrayD<R>> {
+    let formula = Formula::<Dual<R>>::find(id)?;
+    check(formula, question)?;
+    let array = question.inputs.get(input).ok_or_else(|| question.given(formula).missing(input))?;
     let mut entries = Vec::with_capacity(array.len());
     for entry in 0..array.len() {
         let args = Args::new(question.given(formula), |name, index, value| {
             let seed = f64::from(u8::from(name == input && index == entry));
-            Dual::variable(Bounded::exact(value), Bounded::exact(seed))
+            Dual::variable(lift(value), R::constant(seed))
         })?;
         let outputs = (formula.reference)(&args)?;
         let sum = Dual::sum(outputs.into_iter().take(1).flat_map(|(_, output)| output.into_iter()));
@@ -174,16 +198,30 @@ fn gradient(id: &str, question: &Question, input: &str, array: &Array) -> Result
     crate::value::array_d(&array.shape, entries)
 }
 
-/// What every reading checks first: that everything needed is there and that what the mask keeps is a number.
+/// What every reading checks first: that everything needed is there, that the shapes go together, and that what the
+/// mask keeps is a number.
 pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()> {
-    let given = question.given(formula);
-    if let Some(absent) = formula
-        .inputs
-        .iter()
-        .find(|input| input.optional.is_empty() && !question.inputs.contains_key(input.name))
-    {
-        return Err(given.missing(absent.name));
+    let mut axes = Axes::default();
+    for input in formula.inputs {
+        let Some(array) = question.inputs.get(input.name) else {
+            if input.optional.is_empty() {
+                return Err(question.given(formula).missing(input.name));
+            }
+            continue;
+        };
+        axes = match (input.kind, input.role) {
+            (Kind::Text, _) => axes,
+            _ if input.axes == ANY => axes.bind_any(input.name, &array.shape)?,
+            (_, Role::Advantage) if array.shape.len() == 1 => {
+                axes.bind(input.name, &input.axes[..1], &array.shape)?
+            }
+            _ => axes.bind(input.name, input.axes, &array.shape)?,
+        };
     }
+    check_finite(formula, question)
+}
+
+fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()> {
     let mask = question.inputs.values().find_map(|array| match &array.data {
         Data::Mask(mask) => Some((&array.shape, mask)),
         _ => None,
@@ -199,6 +237,11 @@ pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Resul
             }
             _ => true,
         };
+        let vocabulary = array.shape.last().copied().unwrap_or(1).max(1);
+        let is_empty = |logits: &[f64]| logits.iter().all(|&logit| logit == f64::NEG_INFINITY);
+        if is_logit && let Some(position) = data.chunks(vocabulary).position(is_empty) {
+            return Err(Error::input(name, format!("rules out every token at position {position}")));
+        }
         let is_fine = |value: f64| value.is_finite() || (is_logit && value == f64::NEG_INFINITY);
         if let Some((index, value)) =
             data.iter().enumerate().find(|&(index, &value)| !is_fine(value) && is_kept(index))
@@ -235,11 +278,8 @@ pub fn evaluate_torch(
     let formula = Formula::<f64>::find(id)?;
     check(formula, question)?;
     let args = TorchArgs::new(question.given(formula), device, kind);
-    let differentiable: Vec<_> = formula
-        .inputs
-        .iter()
-        .filter(|input| input.gradient != Gradient::None && question.inputs.contains_key(input.name))
-        .map(|input| Ok((input.name, args.tensor(input.name)?.set_requires_grad(true))))
+    let differentiable: Vec<_> = differentiable(formula, question)
+        .map(|input| Ok((input, args.tensor(input)?.set_requires_grad(true))))
         .collect::<Result<_>>()?;
     let outputs = (formula.torch)(&args)?;
     let sum = outputs.first().map(|(_, first)| first.sum(None)).filter(tch::Tensor::requires_grad);

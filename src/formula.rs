@@ -146,13 +146,20 @@ pub struct OptionField {
     pub name: &'static str,
     /// The values that it takes.
     pub values: &'static str,
+    /// A JSON list of values for tests to try, every alternative among them.
+    pub samples: &'static str,
     /// What it does.
     pub meaning: &'static str,
 }
 
 impl OptionField {
-    const fn new(name: &'static str, values: &'static str, meaning: &'static str) -> Self {
-        Self { name, values, meaning }
+    const fn new(
+        name: &'static str,
+        values: &'static str,
+        samples: &'static str,
+        meaning: &'static str,
+    ) -> Self {
+        Self { name, values, samples, meaning }
     }
 }
 
@@ -251,9 +258,15 @@ impl<R: Real> Formula<R> {
                 OptionField::new(
                     "axis",
                     "null, 0, 1, ...",
+                    "[null, 0]",
                     "the axis that is averaged away; null averages over everything",
                 ),
-                OptionField::new("empty", "zero, nan", "what the mean over no kept entries is"),
+                OptionField::new(
+                    "empty",
+                    "zero, nan",
+                    r#"["zero", "nan"]"#,
+                    "what the mean over no kept entries is",
+                ),
             ],
             defaults: || fields(&MaskedMean::over_all()),
             outputs: &[Output::new("mean", ANY)],
@@ -288,17 +301,20 @@ impl<R: Real> Formula<R> {
                 OptionField::new(
                     "std",
                     "sample, population, none",
+                    r#"["sample", "population", "none"]"#,
                     "the divisor: n - 1, n, or no division (Eq. 31)",
                 ),
-                OptionField::new("eps", "at least 0", "the small number"),
+                OptionField::new("eps", "at least 0", "[1e-6, 1e-4, 1e-8, 0.0, 0.25]", "the small number"),
                 OptionField::new(
                     "eps_mode",
                     "add, threshold",
+                    r#"["add", "threshold"]"#,
                     "added to the std, or: a group with a smaller std gets 0 and nothing is added",
                 ),
                 OptionField::new(
                     "singleton",
                     "raw, unit_std, zero, error",
+                    r#"["raw", "unit_std", "zero", "error"]"#,
                     "what a group of one gets: its reward, its reward / (1 + eps), 0, or an error",
                 ),
             ],
@@ -339,7 +355,12 @@ impl<R: Real> Formula<R> {
                 Input::differentiable("logits", &["B", "T", "V"], Role::Logit),
                 Input::data("tokens", Kind::Token, &["B", "T"], Role::Token),
             ],
-            options: &[OptionField::new("temperature", "above 0", "the logits are divided by it")],
+            options: &[OptionField::new(
+                "temperature",
+                "above 0",
+                "[1.0, 0.5, 0.7, 3.0]",
+                "the logits are divided by it",
+            )],
             defaults: || fields(&Softmax::plain()),
             outputs: &[Output::new("logp", &["B", "T"]), Output::new("entropy", &["B", "T"])],
             rivals: &[Rival::new("the temperature forgotten", r#"{"temperature": 1.0}"#)],
@@ -487,12 +508,19 @@ impl<R: Real> Formula<R> {
                 OptionField::new(
                     "kl_penalty",
                     "k1, abs, k2, k3, and each with +",
+                    r#"["k1", "abs", "k2", "k3", "k1+", "abs+", "k2+", "k3+"]"#,
                     "the estimator; with +, its value with the gradient of k2",
                 ),
-                OptionField::new("input_clamp", "null or above 0", "d is clamped to [-c, c] first"),
+                OptionField::new(
+                    "input_clamp",
+                    "null or above 0",
+                    "[null, 20.0, 0.5]",
+                    "d is clamped to [-c, c] first",
+                ),
                 OptionField::new(
                     "output_clamp",
                     "null or above 0",
+                    "[null, 10.0, 0.25]",
                     "the estimate is clamped to [-c, c] last",
                 ),
             ],
@@ -604,7 +632,12 @@ impl<R: Real> Formula<R> {
                 Input::data("response", Kind::Text, &[], Role::Response),
                 Input::data("answer", Kind::Text, &[], Role::Answer),
             ],
-            options: &[OptionField::new("method", "strict, flexible", "whether the marker #### is required")],
+            options: &[OptionField::new(
+                "method",
+                "strict, flexible",
+                r#"["strict", "flexible"]"#,
+                "whether the marker #### is required",
+            )],
             defaults: || fields(&Gsm8k::strict()),
             outputs: &[Output::new("reward", &[])],
             rivals: &[
@@ -626,14 +659,30 @@ const CLIP_INPUTS: &[Input] = &[
 ];
 
 const CLIP_OPTIONS: &[OptionField] = &[CLIP_RATIO_LOW, CLIP_RATIO_HIGH, CLIP_RATIO_C, LOG_RATIO_CLAMP];
-const CLIP_RATIO_LOW: OptionField =
-    OptionField::new("clip_ratio_low", "in [0, 1]", "the ratio is clipped from below at 1 - this");
-const CLIP_RATIO_HIGH: OptionField =
-    OptionField::new("clip_ratio_high", "at least 0", "the ratio is clipped from above at 1 + this");
-const CLIP_RATIO_C: OptionField =
-    OptionField::new("clip_ratio_c", "null or above 1", "dual clip: the loss is at most -c A where A < 0");
-const LOG_RATIO_CLAMP: OptionField =
-    OptionField::new("log_ratio_clamp", "null or above 0", "the log-ratio is clamped to [-c, c] first");
+const CLIP_RATIO_LOW: OptionField = OptionField::new(
+    "clip_ratio_low",
+    "in [0, 1]",
+    "[0.2, 0.0, 0.1, 1.0]",
+    "the ratio is clipped from below at 1 - this",
+);
+const CLIP_RATIO_HIGH: OptionField = OptionField::new(
+    "clip_ratio_high",
+    "at least 0",
+    "[0.2, 0.28, 0.0, 4.0]",
+    "the ratio is clipped from above at 1 + this",
+);
+const CLIP_RATIO_C: OptionField = OptionField::new(
+    "clip_ratio_c",
+    "null or above 1",
+    "[null, 3.0, 1.5]",
+    "dual clip: the loss is at most -c A where A < 0",
+);
+const LOG_RATIO_CLAMP: OptionField = OptionField::new(
+    "log_ratio_clamp",
+    "null or above 0",
+    "[null, 20.0, 0.5]",
+    "the log-ratio is clamped to [-c, c] first",
+);
 
 const CLIP_RIVALS: &[Rival] = &[
     Rival::new("dual clip off", r#"{"clip_ratio_c": null}"#),
@@ -649,41 +698,71 @@ const AGGREGATE_OPTIONS: &[OptionField] =
 const LOSS_AGG_MODE: OptionField = OptionField::new(
     "loss_agg_mode",
     "token-mean, token-sum, seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm",
+    r#"["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]"#,
     "how the tokens' losses become one number",
 );
 const LOSS_SCALE_FACTOR: OptionField = OptionField::new(
     "loss_scale_factor",
     "null or above 0",
+    "[null, 512.0, 3.0]",
     "the constant length of seq-mean-token-sum-norm; null is the padded width T",
 );
 const BATCH_NUM_TOKENS: OptionField = OptionField::new(
     "batch_num_tokens",
     "null or above 0",
+    "[null, 11.0]",
     "the denominator of token-mean; null counts the kept tokens",
 );
 const GLOBAL_BATCH_SIZE: OptionField = OptionField::new(
     "global_batch_size",
     "null or above 0",
+    "[null, 7.0]",
     "the denominator of the seq-mean modes; null counts the sequences with a kept token",
 );
-const DP_SIZE: OptionField = OptionField::new("dp_size", "above 0", "the loss is multiplied by it");
+const DP_SIZE: OptionField =
+    OptionField::new("dp_size", "above 0", "[1.0, 4.0]", "the loss is multiplied by it");
 
 const ACTOR_LOSS_OPTIONS: &[OptionField] = &[
     CLIP_RATIO_LOW,
     CLIP_RATIO_HIGH,
     CLIP_RATIO_C,
     LOG_RATIO_CLAMP,
-    OptionField::new("kl_loss_type", "k1, abs, k2, k3, and each with +", "the KL estimator"),
-    OptionField::new("kl_input_clamp", "null or above 0", "as input_clamp of kl.estimate"),
-    OptionField::new("kl_output_clamp", "null or above 0", "as output_clamp of kl.estimate"),
-    OptionField::new("kl_loss_coef", "a number", "the weight of the KL term; 0 leaves it out"),
-    OptionField::new("entropy_coeff", "a number", "the weight of the entropy bonus; 0 leaves it out"),
+    OptionField::new(
+        "kl_loss_type",
+        "k1, abs, k2, k3, and each with +",
+        r#"["k1", "abs", "k2", "k3", "k1+", "abs+", "k2+", "k3+"]"#,
+        "the KL estimator",
+    ),
+    OptionField::new(
+        "kl_input_clamp",
+        "null or above 0",
+        "[null, 20.0, 0.5]",
+        "as input_clamp of kl.estimate",
+    ),
+    OptionField::new(
+        "kl_output_clamp",
+        "null or above 0",
+        "[null, 10.0, 0.25]",
+        "as output_clamp of kl.estimate",
+    ),
+    OptionField::new(
+        "kl_loss_coef",
+        "a number",
+        "[0.0, 0.04, 1.0]",
+        "the weight of the KL term; 0 leaves it out",
+    ),
+    OptionField::new(
+        "entropy_coeff",
+        "a number",
+        "[0.0, 0.01, -1.0]",
+        "the weight of the entropy bonus; 0 leaves it out",
+    ),
     LOSS_AGG_MODE,
     LOSS_SCALE_FACTOR,
     BATCH_NUM_TOKENS,
     GLOBAL_BATCH_SIZE,
     DP_SIZE,
-    OptionField::new("gradient_accumulation_steps", "at least 1", "the loss is divided by it"),
+    OptionField::new("gradient_accumulation_steps", "at least 1", "[1.0, 3.0]", "the loss is divided by it"),
 ];
 
 /// The options' fields as JSON, by name.

@@ -2,8 +2,10 @@
 
 mod arguments;
 pub mod axes;
+pub mod conformance;
 pub mod error;
 pub mod evaluate;
+pub mod fixture;
 pub mod formula;
 #[cfg(feature = "torch")]
 pub mod llm;
