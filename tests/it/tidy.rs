@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Only the table and its helpers see both.
     ("formula", &["error", "options", "value", "arguments", "reference", "torch"]),
     ("arguments", &["error", "value", "formula", "reference"]),
-    ("evaluate", &["error", "value", "arguments", "formula", "reference"]),
+    ("evaluate", &["error", "axes", "value", "arguments", "formula", "reference"]),
     // Judging stands on the table, training on the mirror.
     ("fixture", &["error", "options", "value", "formula", "evaluate", "conformance"]),
     ("conformance", &["error", "options", "value", "formula", "evaluate", "fixture"]),
