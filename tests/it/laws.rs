@@ -157,6 +157,20 @@ fn normalised_advantages_sum_to_zero_and_ignore_shift_and_scale() {
 }
 
 #[test]
+fn dual_arithmetic_agrees_with_differences() {
+    fn f<R: Real>(x: R) -> R {
+        let two = R::constant(2.0);
+        let root = (x * x + two).sqrt();
+        (root / (two + x.exp())).ln() - (x - two).abs() / root + R::sum([x * root, -x])
+    }
+    fn law(x: Unit) -> bool {
+        let difference = (f(x.0 + 1e-5) - f(x.0 - 1e-5)) / 2e-5;
+        (f(Dual::variable(x.0, 1.0)).tangent - difference).abs() < 1e-8
+    }
+    hold(law as fn(Unit) -> bool);
+}
+
+#[test]
 fn exact_gradients_of_the_actor_loss_agree_with_differences() {
     fn law(tokens: Vec<(Unit, Unit, Unit, bool)>) -> bool {
         // Within the clip bounds, where the loss is smooth.
