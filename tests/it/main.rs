@@ -1,1 +1,5 @@
-fn main() {}
+//! Ordinary tests: the command, the fixture files, the specification, the trainer.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod command;
+mod fixtures;
