@@ -65,7 +65,8 @@ fn that_are_spoiled_are_refused() {
         error.split_once("spoiled.json: ").unwrap().1.to_owned()
     };
     let case_0 = "case `near-k1`: ";
-    let expectations: [(fn(&mut Value), &str); 9] = [
+    type Spoiled = (fn(&mut Value), &'static str);
+    let expectations: [Spoiled; 9] = [
         (|json| json["format"] = json!(2), "`format` is 2; this version reads 1"),
         (|json| json["extra"] = json!(1), "the file has the unknown field `extra`"),
         (
