@@ -3,6 +3,8 @@
 use ndarray::ArrayD;
 use serde_json::{Map, Value, json};
 
+#[cfg(feature = "torch")]
+use crate::arguments::TorchArgs;
 use crate::arguments::{Args, Given};
 use crate::axes::Axes;
 use crate::formula::{ANY, Formula, Gradient, Outputs, Role};
@@ -65,6 +67,20 @@ impl Question {
         Ok(Self { options: formula.resolve(options)?, inputs })
     }
 
+    /// The arguments for a row's reference, every real input lifted to its scalar.
+    ///
+    /// # Errors
+    /// `input` if an array is not what its shape says.
+    pub fn args<R: Real>(&self, formula: &Formula<R>, lift: impl Fn(f64) -> R) -> Result<Args<'_, R>> {
+        Args::new(self.given(formula), |_, _, value| lift(value))
+    }
+
+    /// The arguments for a row's libtorch implementation.
+    #[cfg(feature = "torch")]
+    pub fn torch_args(&self, formula: &Formula<f64>, device: tch::Device, kind: tch::Kind) -> TorchArgs<'_> {
+        TorchArgs::new(self.given(formula), device, kind)
+    }
+
     /// The question as JSON, with every option.
     pub fn to_json(&self) -> Value {
         json!({ "options": self.options, "inputs": named_json(&self.inputs) })
@@ -117,8 +133,7 @@ pub fn named_json(arrays: &Named) -> Value {
 pub fn evaluate(id: &str, question: &Question) -> Result<Evaluation> {
     let formula = Formula::<Bounded>::find(id)?;
     check(formula, question)?;
-    let outputs =
-        (formula.reference)(&Args::new(question.given(formula), |_, _, value| Bounded::exact(value))?)?;
+    let outputs = (formula.reference)(&question.args(formula, Bounded::exact)?)?;
     let mut evaluation = Evaluation {
         outputs: Named::new(),
         gradients: Named::new(),
@@ -150,7 +165,7 @@ pub fn values(id: &str, question: &Question) -> Result<Named> {
 pub fn read<R: Real>(id: &str, question: &Question, lift: impl Fn(f64) -> R) -> Result<Outputs<R>> {
     let formula = Formula::<R>::find(id)?;
     check(formula, question)?;
-    (formula.reference)(&Args::new(question.given(formula), |_, _, value| lift(value))?)
+    (formula.reference)(&question.args(formula, lift)?)
 }
 
 impl Evaluation {
@@ -273,11 +288,9 @@ pub fn evaluate_torch(
     device: tch::Device,
     kind: tch::Kind,
 ) -> Result<TorchAnswer> {
-    use crate::arguments::TorchArgs;
-
     let formula = Formula::<f64>::find(id)?;
     check(formula, question)?;
-    let args = TorchArgs::new(question.given(formula), device, kind);
+    let args = question.torch_args(formula, device, kind);
     let differentiable: Vec<_> = differentiable(formula, question)
         .map(|input| Ok((input, args.tensor(input)?.set_requires_grad(true))))
         .collect::<Result<_>>()?;

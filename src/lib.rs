@@ -1,6 +1,6 @@
 //! The executable specification of group-relative policy optimisation.
 
-mod arguments;
+pub mod arguments;
 pub mod axes;
 pub mod conformance;
 pub mod error;

@@ -1,6 +1,10 @@
-//! Ordinary tests of the package as a whole: the specification, the arrows between modules, laws of the formulas.
+//! Ordinary tests: the command, the fixture files, the specification, laws of the formulas, the shape of the sources.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod command;
 mod errata;
+mod fixtures;
 mod laws;
+mod readme;
 mod spec;
 mod tidy;

@@ -1,7 +1,7 @@
 //! What is held against the reference: the reference itself in single precision, and libtorch on every device.
 
 use grpo_oracle::Result;
-use grpo_oracle::conformance::{Dtype, Mismatch, compare};
+use grpo_oracle::conformance::{Dtype, compare};
 use grpo_oracle::evaluate::{Evaluation, Question, differentiable, gradient, read};
 use grpo_oracle::formula::Formula;
 
@@ -101,7 +101,7 @@ pub(crate) fn judge(expected: &Evaluation, answer: &Answer) -> Result<(), String
         };
         let right = right.ok_or_else(|| format!("`{name}` is answered but not expected"))?;
         compare(right.reals(), expected.bounds[name].reals(), got, *dtype)
-            .map_err(|mismatch: Mismatch| format!("`{name}` in {}: {mismatch}", dtype.name()))?;
+            .map_err(|worst| format!("`{name}` in {}: {worst}", dtype.name()))?;
     }
     Ok(())
 }
