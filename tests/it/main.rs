@@ -1,6 +1,10 @@
-//! Ordinary tests: the command, the fixture files, the specification, the trainer.
+//! Ordinary tests: the command, the specification, the fixtures, the laws of the formulas, the shape of the code.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod command;
+mod errata;
 mod fixtures;
+mod laws;
 mod readme;
+mod spec;
+mod tidy;
