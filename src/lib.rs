@@ -11,6 +11,7 @@ pub mod formula;
 pub mod llm;
 pub mod options;
 pub mod reference;
+pub mod spec;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod value;

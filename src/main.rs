@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::fixture;
 use grpo_oracle::formula::{Formula, Gradient};
-use grpo_oracle::{Error, Result};
+use grpo_oracle::{Error, Result, spec};
 use serde_json::{Value, json};
 
 /// The executable specification of group-relative policy optimisation.
@@ -122,7 +122,14 @@ fn explain(id: &str) -> Result<String> {
     for output in formula.outputs {
         text.push_str(&format!("    {} [{}]\n", output.name, output.axes.join(", ")));
     }
-    text.push_str(&format!("\nclauses\n    {}\n", formula.clauses.join("\n    ")));
+    text.push_str("\nclauses\n");
+    let (general, own): (Vec<&str>, Vec<&str>) =
+        formula.clauses.iter().partition(|id| id.starts_with("all."));
+    for id in own {
+        let clause = spec::clause(id).unwrap_or_default().replace('\n', "\n        ");
+        text.push_str(&format!("    r[{id}]\n        {clause}\n"));
+    }
+    text.push_str(&format!("    and those of every formula: {}\n", general.join(", ")));
     text.push_str("\nrivals: what well-known wrong variants do\n");
     for rival in formula.rivals {
         text.push_str(&format!("    {}  {}\n", rival.name, rival.options));

@@ -32,7 +32,7 @@ fn are_written_the_same_twice() {
     }
 }
 
-/// Every clause that a formula obeys is what some case of the formula is about, or of another formula's.
+/// Every clause is what some case is about.
 #[test]
 fn cover_every_clause() {
     let fixtures: Vec<_> = Formula::<f64>::ALL
@@ -42,7 +42,11 @@ fn cover_every_clause() {
     let covered: Vec<&String> =
         fixtures.iter().flat_map(|file| &file.cases).flat_map(|case| &case.clauses).collect();
     let clauses = || Formula::<f64>::ALL.iter().flat_map(|formula| formula.clauses);
-    let gaps: Vec<_> = clauses().filter(|clause| !covered.iter().any(|covered| covered == *clause)).collect();
+    // What these say holds of every case that is judged.
+    const OF_EVERY_CASE: [&str; 3] = ["all.gradient", "all.half", "all.tolerance"];
+    let is_covered = |clause: &str| covered.iter().any(|covered| *covered == clause);
+    let gaps: Vec<_> =
+        clauses().filter(|clause| !OF_EVERY_CASE.contains(clause) && !is_covered(clause)).collect();
     assert!(gaps.is_empty(), "clauses without a case: {gaps:?}");
     let strays: Vec<_> =
         covered.iter().filter(|covered| !clauses().any(|clause| clause == **covered)).collect();

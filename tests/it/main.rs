@@ -1,4 +1,4 @@
-//! Ordinary tests: the command, the fixture files, the specification, laws of the formulas, the shape of the sources.
+//! Ordinary tests: the command, the specification, the fixtures, the laws of the formulas, the shape of the code.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod command;

@@ -195,3 +195,12 @@ fn read(path: &str) -> String {
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
+
+/// What `explain` shows of a clause is its normative paragraph.
+#[test]
+fn every_clause_can_be_shown() {
+    for id in Formula::<f64>::ALL.iter().flat_map(|formula| formula.clauses) {
+        let text = grpo_oracle::spec::clause(id).unwrap_or_default();
+        assert!(text.contains("MUST") || text.contains("SHOULD"), "r[{id}]: {text}");
+    }
+}

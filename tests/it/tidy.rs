@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("axes", &["error"]),
     ("options", &["error"]),
     ("value", &["error"]),
+    ("spec", &[]),
     // Shared arithmetic would be a shared bug: these two never name each other.
     ("reference", &["error", "axes", "options"]),
     ("torch", &["error", "axes", "options"]),
