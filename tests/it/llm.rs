@@ -433,10 +433,8 @@ const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// One copy for all tests; the lock also keeps them from fighting over the cores.
 fn smollm2() -> MutexGuard<'static, Llm> {
-    static LLM: LazyLock<Mutex<Llm>> = LazyLock::new(|| {
-        assert!(Path::new(MODEL).exists(), "{MODEL} is not there: run ./setup");
-        Mutex::new(load(MODEL))
-    });
+    static LLM: LazyLock<Mutex<Llm>> = LazyLock::new(|| Mutex::new(load(MODEL)));
+    assert!(Path::new(MODEL).exists(), "{MODEL} is not there: run ./setup");
     LLM.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
