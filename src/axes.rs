@@ -17,6 +17,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default)]
 pub struct Axes {
     bound: Vec<(&'static str, usize)>,
+    /// The number of axes of the arguments of any shape, once there was one.
+    any: Option<usize>,
 }
 
 impl Axes {
@@ -60,12 +62,10 @@ impl Axes {
     ///
     /// # Errors
     /// As [`Axes::bind`]; `input` for more axes than any formula has.
-    pub fn bind_any<N: Copy + TryInto<usize>>(self, argument: &str, shape: &[N]) -> Result<Self> {
+    pub fn bind_any<N: Copy + TryInto<usize>>(mut self, argument: &str, shape: &[N]) -> Result<Self> {
         const NAMES: [&str; 6] = ["axis 0", "axis 1", "axis 2", "axis 3", "axis 4", "axis 5"];
-        let names = match self.bound.len() {
-            0 => NAMES.get(..shape.len()).ok_or_else(|| Error::input(argument, "has more than 6 axes"))?,
-            bound => &NAMES[..bound.min(NAMES.len())],
-        };
+        let count = *self.any.get_or_insert(shape.len());
+        let names = NAMES.get(..count).ok_or_else(|| Error::input(argument, "has more than 6 axes"))?;
         self.bind(argument, names, shape)
     }
 

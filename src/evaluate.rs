@@ -219,15 +219,14 @@ pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Resul
     let mut axes = Axes::default();
     for input in formula.inputs {
         let Some(array) = question.inputs.get(input.name) else {
-            if input.optional.is_empty() {
+            if input.is_read(&question.options) {
                 return Err(question.given(formula).missing(input.name));
             }
             continue;
         };
-        axes = match (input.kind, input.role) {
-            (Kind::Text, _) => axes,
-            _ if input.axes == ANY => axes.bind_any(input.name, &array.shape)?,
-            (_, Role::Advantage) if array.shape.len() == 1 => {
+        axes = match input.role {
+            _ if input.axes == ANY || input.kind == Kind::Text => axes.bind_any(input.name, &array.shape)?,
+            Role::Advantage if array.shape.len() == 1 => {
                 axes.bind(input.name, &input.axes[..1], &array.shape)?
             }
             _ => axes.bind(input.name, input.axes, &array.shape)?,
@@ -241,9 +240,10 @@ fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()
         Data::Mask(mask) => Some((&array.shape, mask)),
         _ => None,
     });
-    for (name, array) in &question.inputs {
+    for input in formula.inputs.iter().filter(|input| input.is_read(&question.options)) {
+        let Some(array) = question.inputs.get(input.name) else { continue };
         let Data::Real(data) = &array.data else { continue };
-        let is_logit = formula.inputs.iter().any(|input| input.name == name && input.role == Role::Logit);
+        let is_logit = input.role == Role::Logit;
         let is_kept = |index: usize| match mask {
             Some((shape, mask)) if *shape == array.shape => mask[index],
             // One entry a sequence: kept if any token of the sequence is.
@@ -255,13 +255,17 @@ fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()
         let vocabulary = array.shape.last().copied().unwrap_or(1).max(1);
         let is_empty = |logits: &[f64]| logits.iter().all(|&logit| logit == f64::NEG_INFINITY);
         if is_logit && let Some(position) = data.chunks(vocabulary).position(is_empty) {
-            return Err(Error::input(name, format!("rules out every token at position {position}")));
+            return Err(Error::input(input.name, format!("rules out every token at position {position}")));
         }
         let is_fine = |value: f64| value.is_finite() || (is_logit && value == f64::NEG_INFINITY);
         if let Some((index, value)) =
             data.iter().enumerate().find(|&(index, &value)| !is_fine(value) && is_kept(index))
         {
-            return Err(Error::NonFinite { argument: name.clone(), index, value: value.to_string() });
+            return Err(Error::NonFinite {
+                argument: input.name.to_owned(),
+                index,
+                value: value.to_string(),
+            });
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::arguments::Args;
 #[cfg(feature = "torch")]
 use crate::arguments::TorchArgs;
+use crate::axes::Axes;
 use crate::options::{ActorLoss, Aggregate, Clip, GroupNorm, Gsm8k, KlEstimate, MaskedMean, Ratio, Softmax};
 use crate::reference::{self, Real};
 use crate::value::Kind;
@@ -55,8 +56,8 @@ pub struct Input {
     pub role: Role,
     /// What the gradient does.
     pub gradient: Gradient,
-    /// When the input may be left out; empty if never.
-    pub optional: &'static str,
+    /// The option that, being 0, makes the formula leave the input unread; `None` if it is always read.
+    pub read_unless_zero: Option<&'static str>,
 }
 
 /// Any shape, the same for all inputs that have it.
@@ -70,7 +71,7 @@ impl Input {
         role: Role,
         gradient: Gradient,
     ) -> Self {
-        Self { name, kind, axes, role, gradient, optional: "" }
+        Self { name, kind, axes, role, gradient, read_unless_zero: None }
     }
 
     /// An input that the gradient flows to.
@@ -88,8 +89,14 @@ impl Input {
         Self::new(name, kind, axes, role, Gradient::None)
     }
 
-    const fn optional(self, when: &'static str) -> Self {
-        Self { optional: when, ..self }
+    const fn read_unless_zero(self, option: &'static str) -> Self {
+        Self { read_unless_zero: Some(option), ..self }
+    }
+
+    /// Whether the formula reads the input under these options.
+    pub fn is_read(&self, options: &Map<String, Value>) -> bool {
+        let is_zero = |option: &str| options.get(option).and_then(Value::as_f64) == Some(0.0);
+        !self.read_unless_zero.is_some_and(is_zero)
     }
 
     /// The shape in words.
@@ -454,11 +461,10 @@ impl<R: Real> Formula<R> {
             inputs: &[
                 Input::differentiable("logp", &["B", "T"], Role::Logp),
                 Input::constant("logp_old", &["B", "T"], Role::LogpOther),
-                Input::constant("logp_ref", &["B", "T"], Role::LogpOther).optional("when kl_loss_coef is 0"),
+                Input::constant("logp_ref", &["B", "T"], Role::LogpOther).read_unless_zero("kl_loss_coef"),
                 Input::constant("advantages", &["B", "T"], Role::Advantage),
                 Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
-                Input::differentiable("entropy", &["B", "T"], Role::Number)
-                    .optional("when entropy_coeff is 0"),
+                Input::differentiable("entropy", &["B", "T"], Role::Number).read_unless_zero("entropy_coeff"),
             ],
             options: ACTOR_LOSS_OPTIONS,
             defaults: || fields(&ActorLoss::grpo()),
@@ -896,18 +902,13 @@ fn gsm8k<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 
 /// `f` over pairs of texts of equal shape.
 fn text_pairs(
-    first: ArrayD<String>,
-    second: ArrayD<String>,
+    response: ArrayD<String>,
+    answer: ArrayD<String>,
     f: impl Fn(&str, &str) -> Result<f64>,
 ) -> Result<ArrayD<f64>> {
-    if first.shape() != second.shape() {
-        return Err(Error::input(
-            "answer",
-            format!("has the shape {:?} and response {:?}", second.shape(), first.shape()),
-        ));
-    }
-    let results: Result<Vec<f64>> = first.iter().zip(&second).map(|(a, b)| f(a, b)).collect();
-    crate::value::array_d(first.shape(), results?)
+    Axes::default().bind_any("response", response.shape())?.bind_any("answer", answer.shape())?;
+    let results: Result<Vec<f64>> = response.iter().zip(&answer).map(|(a, b)| f(a, b)).collect();
+    crate::value::array_d(response.shape(), results?)
 }
 
 #[cfg(feature = "torch")]

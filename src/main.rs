@@ -105,11 +105,8 @@ fn explain(id: &str) -> Result<String> {
             Gradient::Stops => "; a constant, its gradient is 0",
             Gradient::None => "",
         };
-        let optional = if input.optional.is_empty() {
-            String::new()
-        } else {
-            format!("; may be left out {}", input.optional)
-        };
+        let optional = input.read_unless_zero.map(|option| format!("; not read when {option} is 0"));
+        let optional = optional.unwrap_or_default();
         text.push_str(&format!("    {} {}{gradient}{optional}\n", input.name, input.shape()));
     }
     text.push_str("\noptions\n");
@@ -126,8 +123,9 @@ fn explain(id: &str) -> Result<String> {
     let (general, own): (Vec<&str>, Vec<&str>) =
         formula.clauses.iter().partition(|id| id.starts_with("all."));
     for id in own {
-        let clause = spec::clause(id).unwrap_or_default().replace('\n', "\n        ");
-        text.push_str(&format!("    r[{id}]\n        {clause}\n"));
+        text.push_str(&format!("    r[{id}]\n"));
+        let lines = spec::clause(id).unwrap_or_default().lines().filter(|line| !line.is_empty());
+        lines.for_each(|line| text.push_str(&format!("        {line}\n")));
     }
     text.push_str(&format!("    and those of every formula: {}\n", general.join(", ")));
     text.push_str("\nrivals: what well-known wrong variants do\n");

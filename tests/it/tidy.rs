@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("reference", &["error", "axes", "options"]),
     ("torch", &["error", "axes", "options"]),
     // Only the table and its helpers see both.
-    ("formula", &["error", "options", "value", "arguments", "reference", "torch"]),
+    ("formula", &["error", "axes", "options", "value", "arguments", "reference", "torch"]),
     ("arguments", &["error", "value", "formula", "reference"]),
     ("evaluate", &["error", "axes", "value", "arguments", "formula", "reference"]),
     // Judging stands on the table, training on the mirror.

@@ -97,7 +97,7 @@ pub(crate) fn rejects(id: &str, backend: Backend) -> Result<(), Failed> {
             "{what}: the reference says {reference:?}, the backend {other:?}, wanted {code:?}"
         )))
     };
-    for input in formula.inputs.iter().filter(|input| input.optional.is_empty()) {
+    for input in formula.inputs.iter().filter(|input| input.is_read(&question.options)) {
         let mut missing = question.clone();
         missing.inputs.remove(input.name);
         same(&format!("`{}` missing", input.name), &missing, &["input"])?;
