@@ -39,7 +39,7 @@ fn marked_number(text: &str) -> Option<String> {
     let after_each_marker = text.char_indices().filter_map(|(start, _)| text[start..].strip_prefix("####"));
     after_each_marker
         .filter_map(|rest| number_at_start(rest.trim_start_matches([' ', '\t', '$'])).map(|(n, _)| n))
-        .last()
+        .next_back()
 }
 
 /// All numbers of the text, from left to right.
