@@ -4,5 +4,7 @@ pub mod axes;
 pub mod error;
 #[cfg(feature = "torch")]
 pub mod llm;
+#[cfg(feature = "torch")]
+pub mod train;
 
 pub use error::{Error, Result};

@@ -1,0 +1,122 @@
+//! Sampling: several responses to each problem of a step, in one batch, and the tensors that the update reads.
+
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use tch::{Device, Kind, Tensor};
+
+use super::data::Problem;
+use super::prompt;
+use crate::Result;
+use crate::llm::{Generation, Llm, Sampling, generate};
+
+/// The responses of one step; row `i` answers problem `i / n`. B rows, prompts padded on the left to P tokens,
+/// responses padded on the right to T tokens.
+#[derive(Debug)]
+pub struct Rollout {
+    /// Prompt and response, [B, P+T] i64.
+    pub tokens: Tensor,
+    /// Which of `tokens` are real, [B, P+T] bool.
+    pub attention_mask: Tensor,
+    /// Which response tokens are real, [B, T] bool; the token that ended the turn is one of them.
+    pub response_mask: Tensor,
+    /// The label of each row's group, [B] i64: the problem's place in the step.
+    pub group: Tensor,
+    /// The responses as text, without special tokens.
+    pub texts: Vec<String>,
+    /// The number of response tokens of each row.
+    pub lengths: Vec<usize>,
+    /// Which rows ended their turn themselves.
+    pub stopped: Vec<bool>,
+    /// How long sampling took.
+    pub seconds: f64,
+}
+
+impl Rollout {
+    /// The responses' padded width T.
+    pub fn response_length(&self) -> i64 {
+        self.response_mask.size()[1]
+    }
+
+    /// Response tokens sampled in a second.
+    pub fn tokens_per_s(&self) -> f64 {
+        self.lengths.iter().sum::<usize>() as f64 / self.seconds
+    }
+}
+
+/// `n` responses to each problem, with the model's weights as they are.
+///
+/// # Errors
+/// As [`generate`] and the tokenizer give them: above all, a prompt longer than the model's context.
+pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling, bar: &ProgressBar) -> Result<Rollout> {
+    let started = Instant::now();
+    let mut prompts = Vec::with_capacity(problems.len() * n);
+    for problem in problems {
+        prompts.extend(vec![prompt::tokens(&llm.tokenizer, problem)?; n]);
+    }
+    let generation = respond(llm, &prompts, sampling, bar)?;
+    let group: Vec<i64> = (0..prompts.len()).map(|row| (row / n) as i64).collect();
+    let texts = generation.tokens.iter().map(|tokens| llm.tokenizer.decode(tokens)).collect::<Result<_>>()?;
+    let device = llm.model.device();
+    let padded = pad(&prompts, &generation.tokens, llm.tokenizer.pad_token(), device);
+    Ok(Rollout {
+        tokens: padded.tokens,
+        attention_mask: padded.attention_mask,
+        response_mask: padded.response_mask,
+        group: Tensor::from_slice(&group).to_device(device),
+        texts,
+        lengths: generation.tokens.iter().map(Vec::len).collect(),
+        stopped: generation.stopped,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// One response to each prompt, with the bar following the tokens.
+///
+/// # Errors
+/// As [`generate`].
+pub fn respond(llm: &Llm, prompts: &[Vec<i64>], sampling: &Sampling, bar: &ProgressBar) -> Result<Generation> {
+    generate(
+        &llm.model,
+        prompts,
+        llm.tokenizer.stop_tokens(),
+        llm.tokenizer.pad_token(),
+        sampling,
+        &mut |step, _rows_left| bar.set_position(step as u64),
+    )
+}
+
+/// A batch of prompts and responses as rectangles.
+#[derive(Debug)]
+pub struct Padded {
+    /// [B, P+T] i64.
+    pub tokens: Tensor,
+    /// [B, P+T] bool.
+    pub attention_mask: Tensor,
+    /// [B, T] bool.
+    pub response_mask: Tensor,
+}
+
+/// Prompts padded on the left, responses on the right. Masks follow the lengths, never the token ids: the padding
+/// token often is the end-of-turn token, which must stay in the response's mask.
+pub fn pad(prompts: &[Vec<i64>], responses: &[Vec<i64>], pad_token: i64, device: Device) -> Padded {
+    let longest = |rows: &[Vec<i64>]| rows.iter().map(Vec::len).max().unwrap_or(0);
+    let (left, right) = (longest(prompts), longest(responses));
+    let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+    for (prompt, response) in prompts.iter().zip(responses) {
+        let (before, after) = (left - prompt.len(), right - response.len());
+        tokens.extend(vec![pad_token; before]);
+        tokens.extend(prompt.iter().chain(response));
+        tokens.extend(vec![pad_token; after]);
+        mask.extend(vec![false; before]);
+        mask.extend(vec![true; prompt.len() + response.len()]);
+        mask.extend(vec![false; after]);
+    }
+    let shape = [prompts.len() as i64, (left + right) as i64];
+    let attention_mask = Tensor::from_slice(&mask).view(shape).to_device(device);
+    Padded {
+        tokens: Tensor::from_slice(&tokens).to_kind(Kind::Int64).view(shape).to_device(device),
+        response_mask: attention_mask.narrow(1, left as i64, right as i64),
+        attention_mask,
+    }
+}
