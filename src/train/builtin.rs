@@ -45,7 +45,8 @@ pub fn problems(level: Level, seed: u64) -> Dataset {
         Level::Medium => split(rng, medium),
         Level::Hard => split(rng, hard),
     };
-    Dataset { train, test, source: format!("built-in {} problems (GSM8K's format, seed {seed})", level.name()) }
+    let source = format!("built-in {} problems in GSM8K's format (seed {seed})", level.name());
+    Dataset { train, test, source, level: Some(level) }
 }
 
 const DRAWN: usize = 640;
@@ -90,13 +91,26 @@ fn medium(rng: &mut ChaCha8Rng) -> Problem {
         // Written with the larger number first, so that a sum and its exchange are one problem.
         0 => sum(a.max(b), a.min(b)),
         1 => bare(&format!("{} - {}", a.max(b), a.min(b)), a.max(b) - a.min(b)),
-        2 => two_steps(&format!("{x} + {y} + {z}"), [&format!("{x} + {y}"), "+", &z.to_string()], x + y, x + y + z),
-        _ => two_steps(&format!("{x} * {y} + {z}"), [&format!("{x} * {y}"), "+", &z.to_string()], x * y, x * y + z),
+        2 => two_steps(
+            &format!("{x} + {y} + {z}"),
+            [&format!("{x} + {y}"), "+", &z.to_string()],
+            x + y,
+            x + y + z,
+        ),
+        _ => two_steps(
+            &format!("{x} * {y} + {z}"),
+            [&format!("{x} * {y}"), "+", &z.to_string()],
+            x * y,
+            x * y + z,
+        ),
     }
 }
 
 fn bare(expression: &str, result: u32) -> Problem {
-    Problem { question: format!("What is {expression}?"), answer: format!("{}\n#### {result}", line(expression, result)) }
+    Problem {
+        question: format!("What is {expression}?"),
+        answer: format!("{}\n#### {result}", line(expression, result)),
+    }
 }
 
 fn two_steps(expression: &str, [first, operator, last]: [&str; 3], between: u32, result: u32) -> Problem {
@@ -120,49 +134,66 @@ fn hard(rng: &mut ChaCha8Rng) -> Problem {
     let things = THINGS.choose(rng).unwrap_or(&THINGS[0]);
     let (a, b, c) = (rng.random_range(2..13), rng.random_range(2..10), rng.random_range(2..10));
     let worked = |question: String, steps: &[(&str, String, u32)]| {
-        let lines: Vec<String> =
-            steps.iter().map(|(words, expression, result)| format!("{words} {}.", line(expression, *result))).collect();
+        let lines: Vec<String> = steps
+            .iter()
+            .map(|(words, expression, result)| format!("{words} {}.", line(expression, *result)))
+            .collect();
         let last = steps.last().map_or(0, |step| step.2);
         Problem { question, answer: format!("{}\n#### {last}", lines.join("\n")) }
     };
     match rng.random_range(0..6) {
         0 => worked(
-            format!("{name} has {a} {things} and gets {b} more. Then {name} gives {} away. How many {things} are left?", c.min(a)),
+            format!(
+                "{name} has {a} {things} and gets {b} more. Then {name} gives {} away. How many {things} are left?",
+                c.min(a)
+            ),
             &[
                 ("With the new ones there are", format!("{a} + {b}"), a + b),
                 ("After giving some away there are", format!("{} - {}", a + b, c.min(a)), a + b - c.min(a)),
             ],
         ),
         1 => worked(
-            format!("{name} fills {a} bags with {b} {things} each and keeps {c} more in a pocket. How many {things} does {name} have?"),
+            format!(
+                "{name} fills {a} bags with {b} {things} each and keeps {c} more in a pocket. How many {things} does {name} have?"
+            ),
             &[
                 ("The bags hold", format!("{a} * {b}"), a * b),
                 ("With the pocket that is", format!("{} + {c}", a * b), a * b + c),
             ],
         ),
         2 => worked(
-            format!("A shop sells {things} at ${b} a piece. {name} buys {a} of them and pays with ${}. How much money does {name} get back?", a * b + c),
+            format!(
+                "A shop sells {things} at ${b} a piece. {name} buys {a} of them and pays with ${}. How much money does {name} get back?",
+                a * b + c
+            ),
             &[
                 ("The price in dollars is", format!("{a} * {b}"), a * b),
                 ("What comes back is", format!("{} - {}", a * b + c, a * b), c),
             ],
         ),
         3 => worked(
-            format!("{name} finds {a} {things} on Monday and twice as many on Tuesday. How many {things} does {name} find on both days together?"),
+            format!(
+                "{name} finds {a} {things} on Monday and twice as many on Tuesday. How many {things} does {name} find on both days together?"
+            ),
             &[
                 ("On Tuesday there are", format!("{a} * 2"), 2 * a),
                 ("Both days together give", format!("{a} + {}", 2 * a), 3 * a),
             ],
         ),
         4 => worked(
-            format!("{} {things} are shared equally among {b} children, and {name} adds {c} to each share. How many {things} does each child get?", a * b),
+            format!(
+                "{} {things} are shared equally among {b} children, and {name} adds {c} to each share. How many {things} does each child get?",
+                a * b
+            ),
             &[
                 ("An equal share is", format!("{} / {b}", a * b), a),
                 ("With the extra ones it is", format!("{a} + {c}"), a + c),
             ],
         ),
         _ => worked(
-            format!("{name} reads {a} pages in the morning and {b} pages in the evening, every day for {c} days. How many pages does {name} read?"),
+            format!(
+                "{name} reads {a} pages in the morning and {b} pages in the evening, every day for {c} days. How many pages does {name} read?"
+            ),
             &[
                 ("A day has", format!("{a} + {b}"), a + b),
                 ("All days together have", format!("{} * {c}", a + b), (a + b) * c),

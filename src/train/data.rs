@@ -11,6 +11,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::builtin::Level;
 use crate::{Error, Result};
 
 /// One problem: a question, and a worked answer whose last line is `#### ` and the final number.
@@ -31,6 +32,8 @@ pub struct Dataset {
     pub test: Vec<Problem>,
     /// Where the problems came from, for the first line of output and the run's record.
     pub source: String,
+    /// The level of built-in problems; `None` for GSM8K itself.
+    pub level: Option<Level>,
 }
 
 /// GSM8K as its authors publish it: `train.jsonl` and `test.jsonl` in one folder.
@@ -42,6 +45,7 @@ pub fn folder(folder: &Path) -> Result<Dataset> {
         train: jsonl(&folder.join("train.jsonl"))?,
         test: jsonl(&folder.join("test.jsonl"))?,
         source: format!("GSM8K from {}", folder.display()),
+        level: None,
     })
 }
 
@@ -58,7 +62,8 @@ pub fn jsonl(path: &Path) -> Result<Vec<Problem>> {
     })?;
     let mut problems = Vec::new();
     for (number, line) in BufReader::new(file).lines().enumerate() {
-        let broken = |problem: &dyn std::fmt::Display| Error::file(path, format!("line {}: {problem}", number + 1));
+        let broken =
+            |problem: &dyn std::fmt::Display| Error::file(path, format!("line {}: {problem}", number + 1));
         let line = line.map_err(|error| broken(&error))?;
         if line.trim().is_empty() {
             continue;

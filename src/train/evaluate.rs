@@ -6,7 +6,7 @@ use super::data::Problem;
 use super::{progress, prompt, rollout};
 use crate::Result;
 use crate::llm::{Llm, Sampling};
-use crate::options::GsmMethod;
+use crate::options::Gsm8k;
 use crate::torch::reward;
 
 /// How many problems were solved.
@@ -45,7 +45,7 @@ pub fn greedy(llm: &Llm, problems: &[Problem], max_new_tokens: usize, batch: usi
         for (response, problem) in generation.tokens.iter().zip(part) {
             let text = llm.tokenizer.decode(response)?;
             tokens += response.len();
-            correct += usize::from(reward::gsm8k(&text, &problem.answer, GsmMethod::Strict) > 0.0);
+            correct += usize::from(reward::gsm8k(&text, &problem.answer, &Gsm8k::strict())? > 0.0);
         }
         bar.inc(part.len() as u64);
     }

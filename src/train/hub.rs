@@ -42,6 +42,7 @@ pub fn gsm8k(hub: &Hub) -> Result<Dataset> {
         train: data::parquet(&train)?,
         test: data::parquet(&test)?,
         source: format!("GSM8K from the hub ({DATASET}, kept in {})", folder_of(&train).display()),
+        level: None,
     })
 }
 

@@ -43,9 +43,11 @@ struct Slot {
 
 impl AdamW {
     /// An optimiser of `parameters`, which are shallow clones of the model's leaves.
-    pub fn new(parameters: Vec<Tensor>, options: AdamWOptions) -> Self {
-        let slots =
-            parameters.into_iter().map(|param| Slot { m: param.zeros_like(), v: param.zeros_like(), param }).collect();
+    pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamWOptions) -> Self {
+        let slots = parameters
+            .into_iter()
+            .map(|param| Slot { m: param.zeros_like(), v: param.zeros_like(), param })
+            .collect();
         Self { options, slots, steps: 0 }
     }
 

@@ -1,8 +1,8 @@
 //! The conversation that asks for an answer in GSM8K's format.
 
 use super::data::Problem;
+use crate::llm::{Llm, Message, Role, Tokenizer};
 use crate::{Error, Result};
-use crate::llm::{Message, Role, Tokenizer};
 
 /// What the model is told first.
 pub const SYSTEM: &str = "Solve the problem. Show each calculation, then give the final number after '####'.";
@@ -30,23 +30,21 @@ pub fn tokens(tokenizer: &Tokenizer, problem: &Problem) -> Result<Vec<i64>> {
     tokenizer.chat(&messages(&problem.question))
 }
 
-/// The error of the first problem whose conversation and answer would not fit into `context` tokens, if any: asked
+/// The error of the first problem whose conversation and answer would not fit into the model's context, if any: asked
 /// before the long work starts.
 ///
 /// # Errors
 /// `option` for `max_new_tokens`, which names the problem's length; otherwise as [`Tokenizer::chat`].
-pub fn fit(tokenizer: &Tokenizer, problems: &[Problem], max_new_tokens: usize, context: usize) -> Result<()> {
+pub fn fit(llm: &Llm, problems: &[Problem], max_new_tokens: usize) -> Result<()> {
+    let context = llm.model.config().max_position_embeddings as usize;
     for problem in problems {
-        let length = tokens(tokenizer, problem)?.len();
+        let length = tokens(&llm.tokenizer, problem)?.len();
         if length + max_new_tokens > context {
             let start: String = problem.question.chars().take(40).collect();
-            return Err(Error::option(
-                "max_new_tokens",
-                format!(
-                    "{length} tokens of prompt (\"{start}...\") and {max_new_tokens} new ones exceed the model's \
-                     context of {context}; use fewer new tokens or leave the problem out"
-                ),
-            ));
+            let sum = format!("{length} tokens of prompt (\"{start}...\") and {max_new_tokens} new ones");
+            let way_out = "use fewer new tokens or leave the problem out";
+            let problem = format!("{sum} exceed the model's context of {context}; {way_out}");
+            return Err(Error::option("max_new_tokens", problem));
         }
     }
     Ok(())

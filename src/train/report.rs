@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 use serde::Serialize;
+use tch::{Kind, Tensor};
 
 use super::curves;
+use super::evaluate::Evaluation;
+use super::rollout::Rollout;
 use super::step::StepMetrics;
 use crate::{Error, Result};
 
@@ -39,6 +42,56 @@ pub struct StepLine {
     pub update: StepMetrics,
 }
 
+impl StepLine {
+    /// The figures of a step: `rewards` and `flexible` are the strict and the flexible rewards, [B].
+    pub fn of(
+        step: usize,
+        rollout: &Rollout,
+        rewards: &Tensor,
+        flexible: &Tensor,
+        update: StepMetrics,
+    ) -> Self {
+        let mean = |values: &Tensor| values.mean(Kind::Double).double_value(&[]);
+        let groups = rewards.view([-1, rollout.n as i64]);
+        let differing = groups.amax(1i64, false).ne_tensor(&groups.amin(1i64, false));
+        let (rows, tokens) = (rollout.lengths.len() as f64, rollout.lengths.iter().sum::<usize>() as f64);
+        Self {
+            step,
+            reward_mean: mean(rewards),
+            accuracy: mean(&rewards.gt(0.0)),
+            accuracy_flexible: mean(&flexible.gt(0.0)),
+            groups_differing: mean(&differing),
+            response_length_mean: tokens / rows,
+            response_length_max: rollout.lengths.iter().copied().max().unwrap_or(0),
+            stopped: rollout.stopped.iter().filter(|&&stopped| stopped).count() as f64 / rows,
+            rollout_tokens_per_s: rollout.tokens_per_s(),
+            rollout_seconds: rollout.seconds,
+            update,
+        }
+    }
+
+    /// The step in one line of text; `of` is the number of steps.
+    pub fn summary(&self, of: usize) -> String {
+        let Self { update, .. } = self;
+        format!(
+            "step {:>3}/{of}  reward {:.2}  groups differing {:.2}  loss {:+.4}  kl {:.4}  clipped {:.2}  ratio {:.3}  \
+             grad {:.2}  length {:.0}  rollout {:.0} tok/s  training {:.0} tok/s  {:.1} s",
+            self.step,
+            self.reward_mean,
+            self.groups_differing,
+            update.loss,
+            update.kl,
+            update.clip_fraction,
+            update.ratio_mean,
+            update.grad_norm,
+            self.response_length_mean,
+            self.rollout_tokens_per_s,
+            update.train_tokens_per_s,
+            self.rollout_seconds + update.seconds,
+        )
+    }
+}
+
 /// One evaluation's figures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EvalLine {
@@ -54,21 +107,54 @@ pub struct EvalLine {
     pub eval_seconds: f64,
 }
 
+impl EvalLine {
+    /// The figures of an evaluation after `step` training steps.
+    pub fn of(step: usize, evaluation: &Evaluation) -> Self {
+        Self {
+            step,
+            eval_accuracy: evaluation.accuracy(),
+            eval_problems: evaluation.problems,
+            eval_length_mean: evaluation.length_mean,
+            eval_seconds: evaluation.seconds,
+        }
+    }
+}
+
 /// A response to look at.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sample {
     /// The step, from 1.
     pub step: usize,
-    /// The problem.
+    /// The question.
     pub prompt: String,
     /// What the model wrote.
     pub response: String,
-    /// The right answer's last line.
+    /// The worked solution.
     pub answer: String,
     /// What the response was worth.
     pub reward: f64,
     /// Its advantage within its group.
     pub advantage: f64,
+}
+
+/// The best and the worst response to each of the step's first two problems.
+pub fn samples(step: usize, rollout: &Rollout, rewards: &Tensor, advantages: &Tensor) -> Vec<Sample> {
+    let sample = |row: usize| Sample {
+        step,
+        prompt: rollout.problems[row].question.clone(),
+        response: rollout.texts[row].clone(),
+        answer: rollout.problems[row].answer.clone(),
+        reward: rewards.double_value(&[row as i64]),
+        advantage: advantages.double_value(&[row as i64]),
+    };
+    let groups = (0..rollout.texts.len()).step_by(rollout.n).take(2);
+    groups
+        .flat_map(|first| {
+            let own = rewards.narrow(0, first as i64, rollout.n as i64);
+            [own.argmax(0, false), own.argmin(0, false)]
+                .map(|row| sample(first + row.int64_value(&[]) as usize))
+        })
+        .collect()
 }
 
 /// The open run folder.
@@ -148,8 +234,8 @@ impl Run {
 
     fn draw(&self) -> Result<()> {
         let path = self.folder.join("curves.svg");
-        let picture =
-            curves::svg(&self.title, &self.steps, &self.evaluations).map_err(|problem| Error::file(&path, problem))?;
+        let picture = curves::svg(&self.title, &self.steps, &self.evaluations)
+            .map_err(|problem| Error::file(&path, problem))?;
         replace(&path, picture.as_bytes())
     }
 }

@@ -6,12 +6,14 @@ use indicatif::ProgressBar;
 use tch::{Device, Kind, Tensor};
 
 use super::data::Problem;
-use super::prompt;
+use super::{progress, prompt};
 use crate::Result;
 use crate::llm::{Generation, Llm, Sampling, generate};
+use crate::options::Gsm8k;
+use crate::torch::reward;
 
-/// The responses of one step; row `i` answers problem `i / n`. B rows, prompts padded on the left to P tokens,
-/// responses padded on the right to T tokens.
+/// The responses of one step: B rows, the responses to one problem next to each other. Prompts are padded on the left
+/// to P tokens, responses on the right to T tokens.
 #[derive(Debug)]
 pub struct Rollout {
     /// Prompt and response, [B, P+T] i64.
@@ -22,6 +24,10 @@ pub struct Rollout {
     pub response_mask: Tensor,
     /// The label of each row's group, [B] i64: the problem's place in the step.
     pub group: Tensor,
+    /// The number of responses to each problem.
+    pub n: usize,
+    /// The problem of each row.
+    pub problems: Vec<Problem>,
     /// The responses as text, without special tokens.
     pub texts: Vec<String>,
     /// The number of response tokens of each row.
@@ -38,6 +44,18 @@ impl Rollout {
         self.response_mask.size()[1]
     }
 
+    /// What each response is worth, [B] f32: 1 if its final answer is right, else 0.
+    ///
+    /// # Errors
+    /// `input` for a problem whose answer holds no number.
+    pub fn rewards(&self, options: &Gsm8k) -> Result<Tensor> {
+        let rewards = self.texts.iter().zip(&self.problems);
+        let rewards = rewards
+            .map(|(text, problem)| reward::gsm8k(text, &problem.answer, options))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::from_slice(&rewards).to_kind(Kind::Float).to_device(self.tokens.device()))
+    }
+
     /// Response tokens sampled in a second.
     pub fn tokens_per_s(&self) -> f64 {
         self.lengths.iter().sum::<usize>() as f64 / self.seconds
@@ -48,13 +66,15 @@ impl Rollout {
 ///
 /// # Errors
 /// As [`generate`] and the tokenizer give them: above all, a prompt longer than the model's context.
-pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling, bar: &ProgressBar) -> Result<Rollout> {
+pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling) -> Result<Rollout> {
     let started = Instant::now();
+    let bar = progress::bar("rollout", sampling.max_new_tokens);
     let mut prompts = Vec::with_capacity(problems.len() * n);
     for problem in problems {
         prompts.extend(vec![prompt::tokens(&llm.tokenizer, problem)?; n]);
     }
-    let generation = respond(llm, &prompts, sampling, bar)?;
+    let generation = respond(llm, &prompts, sampling, &bar)?;
+    bar.finish_and_clear();
     let group: Vec<i64> = (0..prompts.len()).map(|row| (row / n) as i64).collect();
     let texts = generation.tokens.iter().map(|tokens| llm.tokenizer.decode(tokens)).collect::<Result<_>>()?;
     let device = llm.model.device();
@@ -64,6 +84,8 @@ pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling, b
         attention_mask: padded.attention_mask,
         response_mask: padded.response_mask,
         group: Tensor::from_slice(&group).to_device(device),
+        n,
+        problems: problems.iter().flat_map(|&problem| vec![problem.clone(); n]).collect(),
         texts,
         lengths: generation.tokens.iter().map(Vec::len).collect(),
         stopped: generation.stopped,
@@ -75,7 +97,12 @@ pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling, b
 ///
 /// # Errors
 /// As [`generate`].
-pub fn respond(llm: &Llm, prompts: &[Vec<i64>], sampling: &Sampling, bar: &ProgressBar) -> Result<Generation> {
+pub fn respond(
+    llm: &Llm,
+    prompts: &[Vec<i64>],
+    sampling: &Sampling,
+    bar: &ProgressBar,
+) -> Result<Generation> {
     generate(
         &llm.model,
         prompts,

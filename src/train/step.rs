@@ -10,8 +10,8 @@ use super::optim::AdamW;
 use super::progress;
 use super::rollout::Rollout;
 use crate::llm::Model;
-use crate::options::{ActorLoss, Aggregate};
-use crate::torch::{logprob, objective};
+use crate::options::{ActorLoss, Aggregate, Softmax};
+use crate::torch::{self, logprob, objective};
 use crate::{Error, Result};
 
 /// How an update is made.
@@ -69,7 +69,7 @@ pub struct LossRecord {
     pub logp_old: Tensor,
     /// [b, T]; `None` without a reference policy.
     pub logp_ref: Option<Tensor>,
-    /// [b].
+    /// [b, T]: each sequence's own, at every token.
     pub advantages: Tensor,
     /// [b, T] bool.
     pub response_mask: Tensor,
@@ -115,7 +115,14 @@ pub fn update(
     for _ in 0..options.epochs {
         for mini_batch in &mini_batches {
             optimizer.zero_grad();
-            let record = accumulate_gradients(policy, mini_batch, options, rollout.response_length(), &mut metrics, &bar)?;
+            let record = accumulate_gradients(
+                policy,
+                mini_batch,
+                options,
+                rollout.response_length(),
+                &mut metrics,
+                &bar,
+            )?;
             metrics.grad_norm += optimizer.clip_grad_norm(options.max_grad_norm);
             optimizer.step();
             metrics.updates += 1;
@@ -147,18 +154,26 @@ fn accumulate_gradients(
         let logp_ref = batch.logp_ref.as_ref();
         let bonus = (options.loss.entropy_coeff != 0.0).then_some(&entropy);
         let MicroBatch { advantages, response_mask, .. } = batch;
-        let out =
-            objective::actor_loss(&logp, &logp_old, logp_ref, advantages, response_mask, bonus, &loss_options)?;
+        let out = objective::actor_loss(
+            &logp,
+            &logp_old,
+            logp_ref,
+            advantages,
+            response_mask,
+            bonus,
+            &loss_options,
+        )?;
         out.loss.backward();
 
+        let ratio = torch::metrics::policy(&logp, &logp_old, advantages, response_mask, &options.loss.clip)?;
         let share = count(response_mask) / tokens;
         metrics.loss += out.loss.double_value(&[]);
         metrics.policy_loss += out.policy_loss.double_value(&[]);
         metrics.kl += out.kl_loss.double_value(&[]);
-        metrics.clip_fraction += share * out.clip_fraction.double_value(&[]);
-        metrics.clip_fraction_lower += share * out.clip_fraction_lower.double_value(&[]);
-        metrics.ppo_kl += share * out.ppo_kl.double_value(&[]);
-        metrics.ratio_mean += share * out.ratio_mean.double_value(&[]);
+        metrics.clip_fraction += share * ratio.clip_fraction.double_value(&[]);
+        metrics.clip_fraction_lower += share * ratio.clip_fraction_lower.double_value(&[]);
+        metrics.ppo_kl += share * ratio.ppo_kl.double_value(&[]);
+        metrics.ratio_mean += share * ratio.ratio_mean.double_value(&[]);
         metrics.entropy += entropy.sum(Kind::Double).double_value(&[]) / tokens;
         first.get_or_insert_with(|| LossRecord {
             logp: logp.detach(),
@@ -203,9 +218,12 @@ pub fn score(
     let before = hidden.narrow(1, width - response - 1, response);
     let logits = model.head(&before.i(response_mask)).unsqueeze(0);
     let targets = tokens.narrow(1, width - response, response).i(response_mask).unsqueeze(0);
-    let scored = logprob::token(&logits, &targets, temperature)?;
+    let scored = logprob::token(&logits, &targets, &Softmax::at(temperature))?;
     let spread = |values: &Tensor| {
-        response_mask.zeros_like().to_kind(values.kind()).masked_scatter(response_mask, &values.squeeze_dim(0))
+        response_mask
+            .zeros_like()
+            .to_kind(values.kind())
+            .masked_scatter(response_mask, &values.squeeze_dim(0))
     };
     Ok(Scored { logp: spread(&scored.logp), entropy: spread(&scored.entropy) })
 }
@@ -256,7 +274,7 @@ impl MicroBatch {
             tokens: cut(&own(&rollout.tokens)),
             attention_mask: cut(&attention_mask),
             response_mask: response_mask.narrow(1, 0, response),
-            advantages: own(advantages),
+            advantages: own(advantages).unsqueeze(1).expand([rows, response], true),
             logp_old: None,
             logp_ref: None,
         }
@@ -270,7 +288,9 @@ impl MicroBatch {
 /// The micro-batches of each optimiser step of one epoch.
 fn mini_batches(rollout: &Rollout, advantages: &Tensor, options: &StepOptions) -> Vec<Vec<MicroBatch>> {
     pieces((0, rollout.tokens.size()[0]), options.mini_batch)
-        .map(|mini| pieces(mini, options.micro_batch).map(|rows| MicroBatch::of(rollout, advantages, rows)).collect())
+        .map(|mini| {
+            pieces(mini, options.micro_batch).map(|rows| MicroBatch::of(rollout, advantages, rows)).collect()
+        })
         .collect()
 }
 
@@ -305,9 +325,10 @@ fn check(reference: Option<&Model>, options: &StepOptions) -> Result<()> {
         }
     }
     match reference {
-        None if options.loss.kl_loss_coef != 0.0 => {
-            Err(Error::input("reference", "the loss has a KL term; give the reference policy or set kl_loss_coef to 0"))
-        }
+        None if options.loss.kl_loss_coef != 0.0 => Err(Error::input(
+            "reference",
+            "the loss has a KL term; give the reference policy or set kl_loss_coef to 0",
+        )),
         _ => Ok(()),
     }
 }
