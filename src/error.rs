@@ -22,7 +22,9 @@ pub enum Error {
         shape: String,
     },
     /// An axis is of another length than the same axis of an earlier argument.
-    #[error("`{argument}` has {got} entries along {axis} where {expected} are needed, as in the arguments before it")]
+    #[error(
+        "`{argument}` has {got} entries along {axis} where {expected} are needed, as in the arguments before it"
+    )]
     Shape {
         /// The argument's name.
         argument: String,

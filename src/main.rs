@@ -1,1 +1,152 @@
-fn main() {}
+//! The `grpo-oracle` command.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use grpo_oracle::evaluate::{Question, evaluate};
+use grpo_oracle::fixture;
+use grpo_oracle::formula::{Formula, Gradient};
+use grpo_oracle::{Error, Result};
+use serde_json::{Value, json};
+
+/// The executable specification of group-relative policy optimisation.
+#[derive(Parser)]
+#[command(version)]
+struct Command {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Show every formula with its line of maths.
+    List,
+    /// Show a formula: inputs, options with defaults, outputs, clauses, rivals.
+    Explain {
+        /// The formula's id, as `list` shows it.
+        formula: String,
+    },
+    /// Answer a question read from standard input: {"options": {...}, "inputs": {...}}.
+    Eval {
+        /// The formula's id, as `list` shows it.
+        formula: String,
+    },
+    /// Write or check the golden fixtures.
+    Fixtures {
+        #[command(subcommand)]
+        action: FixtureAction,
+    },
+}
+
+#[derive(Subcommand)]
+enum FixtureAction {
+    /// Write every fixture anew.
+    Generate {
+        /// The folder.
+        #[arg(default_value = "fixtures/v1")]
+        folder: PathBuf,
+    },
+    /// Check that the files are what `generate` would write.
+    Check {
+        /// The folder.
+        #[arg(default_value = "fixtures/v1")]
+        folder: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let action = Command::parse().action;
+    match run(action) {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(2), // nobody is listening any more
+        },
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(action: Action) -> Result<String> {
+    match action {
+        Action::List => Ok(list()),
+        Action::Explain { formula } => explain(&formula),
+        Action::Eval { formula } => eval(&formula),
+        Action::Fixtures { action: FixtureAction::Generate { folder } } => {
+            let files = fixture::generate(&folder)?;
+            Ok(format!("wrote {} fixture files under {}\n", files.len(), folder.display()))
+        }
+        Action::Fixtures { action: FixtureAction::Check { folder } } => {
+            let cases = fixture::check(&folder)?;
+            Ok(format!("{cases} cases under {} are as the reference gives them\n", folder.display()))
+        }
+    }
+}
+
+fn list() -> String {
+    let width = Formula::<f64>::ALL.iter().map(|formula| formula.id.len()).max().unwrap_or(0);
+    Formula::<f64>::ALL
+        .iter()
+        .map(|formula| format!("{:width$}  {}\n", formula.id, formula.summary))
+        .collect()
+}
+
+fn explain(id: &str) -> Result<String> {
+    let formula = Formula::<f64>::find(id)?;
+    let defaults = (formula.defaults)();
+    let mut text = format!("{}\n    {}\n    source: {}\n", formula.id, formula.summary, formula.source);
+    text.push_str("\ninputs\n");
+    for input in formula.inputs {
+        let gradient = match input.gradient {
+            Gradient::Flows => "; gradient flows",
+            Gradient::Stops => "; a constant, its gradient is 0",
+            Gradient::None => "",
+        };
+        let optional = if input.optional.is_empty() {
+            String::new()
+        } else {
+            format!("; may be left out {}", input.optional)
+        };
+        text.push_str(&format!("    {} {}{gradient}{optional}\n", input.name, input.shape()));
+    }
+    text.push_str("\noptions\n");
+    for option in formula.options {
+        let default = defaults.get(option.name).unwrap_or(&Value::Null);
+        let (name, values, meaning) = (option.name, option.values, option.meaning);
+        text.push_str(&format!("    {name} = {default}  ({values})\n        {meaning}\n"));
+    }
+    text.push_str("\noutputs\n");
+    for output in formula.outputs {
+        text.push_str(&format!("    {} [{}]\n", output.name, output.axes.join(", ")));
+    }
+    text.push_str(&format!("\nclauses\n    {}\n", formula.clauses.join("\n    ")));
+    text.push_str("\nrivals: what well-known wrong variants do\n");
+    for rival in formula.rivals {
+        text.push_str(&format!("    {}  {}\n", rival.name, rival.options));
+    }
+    Ok(text)
+}
+
+fn eval(id: &str) -> Result<String> {
+    Formula::<f64>::find(id)?; // before waiting for input
+    let mut text = String::new();
+    let mut stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        eprintln!("reading {{\"options\": ..., \"inputs\": ...}} from the terminal; end it with Ctrl-D");
+    }
+    stdin.read_to_string(&mut text).map_err(|problem| Error::file("standard input", problem))?;
+    let json: Value = serde_json::from_str(&text)
+        .map_err(|problem| Error::file("standard input", format!("is not JSON: {problem}")))?;
+    // An error of the formula is an answer too: its code stands in the output for programs to read.
+    match Question::from_json(id, &json).and_then(|question| evaluate(id, &question)) {
+        Ok(answer) => Ok(format!("{}\n", answer.to_json())),
+        Err(error) => {
+            let answer = json!({ "error": { "kind": error.code(), "message": error.to_string() } });
+            println!("{answer}");
+            Err(error)
+        }
+    }
+}

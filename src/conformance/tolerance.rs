@@ -1,0 +1,131 @@
+//! How near is near enough: derived from the formula and the input, never guessed.
+
+use std::fmt;
+
+/// A floating-point format that an implementation computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// Double precision.
+    F64,
+    /// Single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    /// Every format, the finest first.
+    pub const ALL: [Self; 3] = [Self::F64, Self::F32, Self::Bf16];
+
+    /// The name used in fixtures and protocols.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "f64",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Half the distance from 1 to the next number.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            Self::F64 => f64::EPSILON / 2.0,
+            Self::F32 => f64::from(f32::EPSILON) / 2.0,
+            Self::Bf16 => 1.0 / 256.0,
+        }
+    }
+
+    /// The smallest number that keeps its full precision; below it, results may be flushed to 0.
+    fn smallest_normal(self) -> f64 {
+        match self {
+            Self::F64 => f64::MIN_POSITIVE,
+            Self::F32 | Self::Bf16 => f64::from(f32::MIN_POSITIVE),
+        }
+    }
+
+    /// Whether the format represents the number exactly.
+    pub fn represents(self, number: f64) -> bool {
+        let single = number as f32;
+        match self {
+            _ if !number.is_finite() => true,
+            Self::F64 => true,
+            Self::F32 => f64::from(single) == number,
+            Self::Bf16 => f64::from(single) == number && single.to_bits() & 0xffff == 0,
+        }
+    }
+}
+
+/// Whether every branch that led to an answer is certain at this precision; if not, honest implementations may differ.
+pub fn is_applicable(margin: f64, dtype: Dtype) -> bool {
+    margin > 4.0 * dtype.unit_roundoff()
+}
+
+/// The entry that is furthest from what it should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mismatch {
+    /// Its row-major position.
+    pub index: usize,
+    /// What the reference says.
+    pub expected: f64,
+    /// What the implementation says.
+    pub got: f64,
+    /// How far it may be off.
+    pub tolerance: f64,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, expected, got, tolerance } = self;
+        let error = (got - expected).abs();
+        write!(
+            f,
+            "entry {index} is {got} where {expected} is expected: off by {error:e}, allowed {tolerance:e}"
+        )?;
+        if *tolerance > 0.0 { write!(f, " ({:.1} times that)", error / tolerance) } else { Ok(()) }
+    }
+}
+
+/// Compares an answer with the reference's, entry by entry: within `4 * unit_roundoff(dtype) * bound`, and exactly equal
+/// where the bound is 0. Two NaNs are equal.
+///
+/// # Errors
+/// The worst entry, if any is too far off. An answer of another length is off from its first missing or extra entry.
+///
+/// # Example
+/// ```
+/// use grpo_oracle::conformance::{Dtype, compare};
+/// assert!(compare(&[1.0], &[3.0], &[1.0 + 1e-7], Dtype::F32).is_ok());
+/// assert!(compare(&[1.0], &[3.0], &[1.0 + 1e-7], Dtype::F64).is_err());
+/// assert!(compare(&[1.0], &[0.0], &[1.0 + 1e-16], Dtype::F64).is_ok()); // the same f64
+/// ```
+pub fn compare(expected: &[f64], bounds: &[f64], got: &[f64], dtype: Dtype) -> Result<(), Mismatch> {
+    if expected.len() != got.len() {
+        let index = expected.len().min(got.len());
+        let at = |values: &[f64]| values.get(index).copied().unwrap_or(f64::NAN);
+        return Err(Mismatch { index, expected: at(expected), got: at(got), tolerance: 0.0 });
+    }
+    let worst = expected
+        .iter()
+        .zip(bounds)
+        .zip(got)
+        .enumerate()
+        .map(|(index, ((&expected, &bound), &got))| {
+            let allowed = 4.0 * dtype.unit_roundoff() * bound;
+            let tolerance = if bound > 0.0 { allowed + dtype.smallest_normal() } else { 0.0 };
+            (excess(expected, got, tolerance), Mismatch { index, expected, got, tolerance })
+        })
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    match worst {
+        Some((excess, mismatch)) if excess > 1.0 => Err(mismatch),
+        _ => Ok(()),
+    }
+}
+
+/// The error over the tolerance: above 1 is too far off.
+fn excess(expected: f64, got: f64, tolerance: f64) -> f64 {
+    if expected == got || (expected.is_nan() && got.is_nan()) {
+        return 0.0;
+    }
+    let excess = (got - expected).abs() / tolerance;
+    if excess.is_nan() { f64::INFINITY } else { excess }
+}

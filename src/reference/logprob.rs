@@ -1,0 +1,121 @@
+//! Log-probabilities of tokens, and the ratio of two policies.
+
+use ndarray::{Array2, ArrayRef1, ArrayRef2, ArrayRef3, Zip};
+
+use super::Real;
+use crate::axes::Axes;
+use crate::options::{Ratio, Softmax};
+use crate::{Error, Result};
+
+/// What [`token`] gives; both `[B, T]`, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob<R> {
+    /// log softmax(logits / temperature) at the token.
+    pub logp: Array2<R>,
+    /// The entropy of softmax(logits / temperature).
+    pub entropy: Array2<R>,
+}
+
+/// The log-probability of each token and the entropy of the distribution it was drawn from.
+///
+/// ```text
+/// z = logits / temperature        logp = z[token] - log sum_v exp(z_v)        entropy = log sum_v exp(z_v) - sum_v p_v z_v
+/// ```
+///
+/// Clauses `logprob.token`, `logprob.entropy`, `logprob.temperature`. verl `logprobs_from_logits`, TRL
+/// `selective_log_softmax`.
+///
+/// * `logits`: `[B, T, V]`; gradient flows; -inf rules a token out of the vocabulary
+/// * `tokens`: `[B, T]`, each in 0..V
+///
+/// # Errors
+/// `rank` or `shape` if the shapes do not fit, `index` for a token outside the vocabulary, `option` for a temperature
+/// that is not above 0.
+///
+/// # Example
+/// ```
+/// use grpo_oracle::{options::Softmax, reference::logprob};
+/// use ndarray::array;
+/// let logits = array![[[0.0, 0.0, 0.0, 0.0]]];
+/// let token = logprob::token(&logits, &array![[2]], &Softmax::plain())?;
+/// assert_eq!(token.logp[[0, 0]], -f64::ln(4.0));
+/// assert_eq!(token.entropy[[0, 0]], f64::ln(4.0));
+/// # Ok::<(), grpo_oracle::Error>(())
+/// ```
+pub fn token<R: Real>(
+    logits: &ArrayRef3<R>,
+    tokens: &ArrayRef2<i64>,
+    options: &Softmax,
+) -> Result<TokenLogprob<R>> {
+    options.check()?;
+    let axes = Axes::default().bind("logits", &["B", "T", "V"], logits.shape())?;
+    let vocabulary = axes.bind("tokens", &["B", "T"], tokens.shape())?.length("V");
+    if let Some((index, &got)) = tokens.iter().enumerate().find(|&(_, &t)| t < 0 || t as usize >= vocabulary)
+    {
+        return Err(Error::Index { argument: "tokens".to_owned(), index, got, limit: vocabulary });
+    }
+    let temperature = R::constant(options.temperature);
+    let zero = Array2::from_elem(tokens.raw_dim(), R::constant(0.0));
+    let mut both = TokenLogprob { logp: zero.clone(), entropy: zero };
+    for ((row, column), &token) in tokens.indexed_iter() {
+        let z = logits.slice(ndarray::s![row, column, ..]).mapv(|logit| logit / temperature);
+        let log_sum_exp = log_sum_exp(&z);
+        both.logp[[row, column]] = z[token as usize] - log_sum_exp;
+        both.entropy[[row, column]] = entropy(&z, log_sum_exp);
+    }
+    Ok(both)
+}
+
+/// log sum_v exp(z_v), shifted by the largest z so that nothing overflows.
+fn log_sum_exp<R: Real>(z: &ArrayRef1<R>) -> R {
+    let largest = z.iter().copied().fold(R::constant(f64::NEG_INFINITY), R::max).detach();
+    largest + R::sum(z.iter().map(|&z| (z - largest).exp())).ln()
+}
+
+/// log sum_v exp(z_v) - sum_v p_v z_v; a token that is ruled out (z = -inf) adds nothing.
+fn entropy<R: Real>(z: &ArrayRef1<R>, log_sum_exp: R) -> R {
+    let possible = z.iter().filter(|z| z.value() > f64::NEG_INFINITY);
+    log_sum_exp - R::sum(possible.map(|&z| (z - log_sum_exp).exp() * z))
+}
+
+/// The importance ratio of the policy to the one that the tokens were drawn from.
+///
+/// ```text
+/// ratio_t = exp(clamp(logp_t - logp_old_t))
+/// ```
+///
+/// Clauses `logprob.ratio`, `logprob.ratio.clamp`. CS336 Eq. 27; the clamp is verl's since 0.4.1.
+///
+/// * `logp`: `[B, T]`; gradient flows, and dies where the clamp bites
+/// * `logp_old`: `[B, T]`; constants, no gradient flows
+///
+/// # Errors
+/// `shape` if the shapes differ, `option` for a clamp that is not above 0.
+///
+/// # Example
+/// ```
+/// use grpo_oracle::{options::Ratio, reference::logprob};
+/// use ndarray::array;
+/// let ratio = logprob::ratio(&array![[-1.0, -50.0]], &array![[-1.0, -90.0]], &Ratio::verl())?;
+/// assert_eq!(ratio, array![[1.0, f64::exp(20.0)]]);
+/// # Ok::<(), grpo_oracle::Error>(())
+/// ```
+pub fn ratio<R: Real>(logp: &ArrayRef2<R>, logp_old: &ArrayRef2<R>, options: &Ratio) -> Result<Array2<R>> {
+    options.check()?;
+    Axes::default().bind("logp", &["B", "T"], logp.shape())?.bind(
+        "logp_old",
+        &["B", "T"],
+        logp_old.shape(),
+    )?;
+    Ok(Zip::from(logp).and(logp_old).map_collect(|&new, &old| log_ratio(new, old, options).exp()))
+}
+
+/// logp - logp_old within the clamp; the old policy is a constant.
+pub(super) fn log_ratio<R: Real>(logp: R, logp_old: R, options: &Ratio) -> R {
+    clamp_both_ways(logp - logp_old.detach(), options.log_ratio_clamp)
+}
+
+/// Within [-limit, limit], if there is a limit.
+pub(super) fn clamp_both_ways<R: Real>(x: R, limit: Option<f64>) -> R {
+    limit.map_or(x, |limit| x.clamp(R::constant(-limit), R::constant(limit)))
+}
