@@ -1,1 +1,68 @@
-//! Language models over libtorch.
+//! Language models over libtorch: a Llama-family transformer, its weights and tokenizer, batched generation.
+//!
+//! [`Llm::load`] takes a GGUF file or a Hugging Face directory; both end in the same [`model::Model`].
+
+pub mod config;
+pub mod generate;
+pub mod gguf;
+pub mod model;
+pub mod tokenizer;
+mod weights;
+
+use std::path::Path;
+
+use tch::{Device, Kind};
+
+use crate::{Error, Result};
+use config::Config;
+pub use generate::{Generation, Sampling, generate};
+use gguf::Gguf;
+pub use model::Model;
+pub use tokenizer::{Message, Role, Tokenizer};
+use weights::Weights;
+
+/// A language model with its tokenizer.
+pub struct Llm {
+    /// The transformer.
+    pub model: Model,
+    /// Text to tokens and back, with the model's own chat template.
+    pub tokenizer: Tokenizer,
+}
+
+impl Llm {
+    /// Loads a `.gguf` file, or a Hugging Face directory (`config.json`, safetensors, `tokenizer.json`),
+    /// onto `device` with parameters of `kind`.
+    ///
+    /// # Errors
+    /// One sentence that names the file: it is missing, truncated, corrupt, or of an architecture,
+    /// quantisation or tokenizer that is not supported.
+    pub fn load(path: &Path, device: Device, kind: Kind) -> Result<Self> {
+        if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
+            return Err(Error::option(
+                "kind",
+                format!("{kind:?} cannot hold weights; use Float or BFloat16"),
+            ));
+        }
+        let (config, mut weights, tokenizer) = if path.is_dir() {
+            let config = Config::from_directory(path)?;
+            (config, Weights::from_directory(path)?, Tokenizer::from_directory(path)?)
+        } else if path.exists() {
+            let gguf = Gguf::open(path)?;
+            let config = Config::from_gguf(&gguf)?;
+            let weights = Weights::from_gguf(&gguf, &config)?;
+            (config, weights, Tokenizer::from_gguf(&gguf)?)
+        } else {
+            let problem = "there is no such file or directory; ./setup fetches the demo model into models/";
+            return Err(Error::file(path, problem));
+        };
+        if tokenizer.token_limit() > config.vocab_size {
+            let (tokens, rows) = (tokenizer.token_limit(), config.vocab_size);
+            let problem =
+                format!("the tokenizer has ids up to {} but the model only {rows} embeddings", tokens - 1);
+            return Err(Error::file(path, format!("{problem}; they are not of one model")));
+        }
+        let model = Model::new(config, &mut weights, device, kind)?;
+        weights.finish()?;
+        Ok(Self { model, tokenizer })
+    }
+}

@@ -1,1 +1,4 @@
-fn main() {}
+//! Ordinary tests: the language model, the command line, the layout.
+
+#[cfg(feature = "torch")]
+mod llm;

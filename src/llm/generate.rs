@@ -1,0 +1,311 @@
+//! Batched sampling with a cache of keys and values.
+
+use std::collections::HashMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor};
+
+use super::model::{Cache, Model, bias};
+use crate::{Error, Result};
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f64,
+    /// Draws from the fewest most likely tokens whose probabilities reach this sum, in (0, 1]; tokens as likely
+    /// as the last of them are in too.
+    pub top_p: f64,
+    /// The most tokens of a response.
+    pub max_new_tokens: usize,
+    /// Row `i` of a batch draws from stream `i` of this seed, whatever stands in the other rows.
+    pub seed: u64,
+}
+
+/// The responses to a batch of prompts, in the prompts' order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// The response's tokens for each prompt, the stop token included when it was produced.
+    pub tokens: Vec<Vec<i64>>,
+    /// Whether the response ended by a stop token and not by the length limit.
+    pub stopped: Vec<bool>,
+}
+
+/// Samples one response to each prompt, all in one batch: equal prompts are read once, finished rows leave.
+///
+/// `progress(step, rows_left)` is called after every token, with the number of tokens so far (from 1) and the
+/// number of responses that go on. No gradients are computed.
+///
+/// # Errors
+/// An option is out of its domain, a prompt is empty, has a token outside the vocabulary, or leaves no room for
+/// `max_new_tokens` in the model's context; the model's logits are not finite.
+pub fn generate(
+    model: &Model,
+    prompts: &[Vec<i64>],
+    stop_tokens: &[i64],
+    pad_token: i64,
+    sampling: &Sampling,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Generation> {
+    check(model, prompts, pad_token, sampling)?;
+    let mut responses = Responses::new(prompts.len(), stop_tokens, sampling);
+    if prompts.is_empty() || sampling.max_new_tokens == 0 {
+        return Ok(responses.generation);
+    }
+    let _no_grad = tch::no_grad_guard();
+    let mut batch = Batch::start(model, prompts, pad_token, sampling.max_new_tokens);
+    for step in 1..=sampling.max_new_tokens {
+        let logits = model.head(&batch.hidden).squeeze_dim(1);
+        let next = responses.draw(&logits, &batch.rows)?;
+        progress(step, responses.left());
+        if responses.left() == 0 || step == sampling.max_new_tokens {
+            break;
+        }
+        batch.step(model, &next, |row| responses.open[row]);
+    }
+    Ok(responses.generation)
+}
+
+/// As [`generate`], but each token from a pass over the whole text: slow, and what the cache is checked against.
+///
+/// # Errors
+/// As those of [`generate`].
+pub fn generate_uncached(
+    model: &Model,
+    prompts: &[Vec<i64>],
+    stop_tokens: &[i64],
+    pad_token: i64,
+    sampling: &Sampling,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Generation> {
+    check(model, prompts, pad_token, sampling)?;
+    let mut responses = Responses::new(prompts.len(), stop_tokens, sampling);
+    let _no_grad = tch::no_grad_guard();
+    for step in 1..=sampling.max_new_tokens {
+        let rows: Vec<usize> = (0..prompts.len()).filter(|&row| responses.open[row]).collect();
+        if rows.is_empty() {
+            break;
+        }
+        let texts: Vec<Vec<i64>> =
+            rows.iter().map(|&row| [&prompts[row][..], &responses.generation.tokens[row]].concat()).collect();
+        let (tokens, mask) = left_padded(&texts.iter().collect::<Vec<_>>(), pad_token, model.device());
+        let hidden = model.hidden(&tokens, &mask);
+        let _ = responses.draw(&model.head(&hidden.select(1, -1)), &rows)?;
+        progress(step, responses.left());
+    }
+    Ok(responses.generation)
+}
+
+fn check(model: &Model, prompts: &[Vec<i64>], pad_token: i64, sampling: &Sampling) -> Result<()> {
+    let &Sampling { temperature, top_p, max_new_tokens, .. } = sampling;
+    if !(temperature.is_finite() && temperature >= 0.) {
+        return Err(Error::option(
+            "temperature",
+            format!("is {temperature}; it must be a number, 0 or more"),
+        ));
+    }
+    if !(top_p > 0. && top_p <= 1.) {
+        return Err(Error::option("top_p", format!("is {top_p}; it must be above 0 and at most 1")));
+    }
+    let (vocabulary, context) = (model.config().vocab_size, model.config().max_position_embeddings);
+    let valid = 0..vocabulary;
+    if !valid.contains(&pad_token) {
+        return Err(Error::option(
+            "pad_token",
+            format!("is {pad_token}; it must be at least 0 and below {vocabulary}"),
+        ));
+    }
+    for (row, prompt) in prompts.iter().enumerate() {
+        if prompt.is_empty() {
+            return Err(Error::input(
+                format!("prompts[{row}]"),
+                "is empty; a prompt needs one token at least",
+            ));
+        }
+        if let Some(index) = prompt.iter().position(|token| !valid.contains(token)) {
+            let (argument, got) = (format!("prompts[{row}]"), prompt[index]);
+            return Err(Error::Index { argument, index, got, limit: vocabulary as usize });
+        }
+        if prompt.len().saturating_add(max_new_tokens) > context as usize {
+            let length = prompt.len();
+            let problem = format!(
+                "has {length} tokens, and with max_new_tokens {max_new_tokens} it exceeds the model's context of {context}; shorten either"
+            );
+            return Err(Error::input(format!("prompts[{row}]"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// The rows of the cache, of which some may be finished.
+struct Batch {
+    /// For each row of the cache, its prompt's index.
+    rows: Vec<usize>,
+    cache: Option<Cache>,
+    /// Which slots of the cache hold no padding, `[rows, capacity]`, as a bias on attention scores.
+    bias: Tensor,
+    /// The position of the next token, `[rows, 1]`.
+    positions: Tensor,
+    /// The last token's hidden state, `[rows, 1, H]`.
+    hidden: Tensor,
+    capacity: i64,
+    filled: i64,
+}
+
+impl Batch {
+    /// Reads every distinct prompt once.
+    fn start(model: &Model, prompts: &[Vec<i64>], pad_token: i64, max_new_tokens: usize) -> Self {
+        let mut seen = HashMap::new();
+        let mut distinct = Vec::new();
+        let of_row: Vec<i64> = prompts
+            .iter()
+            .map(|prompt| {
+                *seen.entry(prompt).or_insert_with(|| {
+                    distinct.push(prompt);
+                    distinct.len() as i64 - 1
+                })
+            })
+            .collect();
+        let (tokens, mask) = left_padded(&distinct, pad_token, model.device());
+        let filled = tokens.size()[1];
+        let capacity = filled + max_new_tokens as i64;
+        let mut cache = Cache::new(model, distinct.len() as i64, filled);
+        let hidden = model.prefill(&tokens, &mask, &mut cache).narrow(1, filled - 1, 1);
+
+        let of_row = Tensor::from_slice(&of_row).to_device(model.device());
+        let mask = mask.index_select(0, &of_row);
+        let room = Tensor::ones([prompts.len() as i64, max_new_tokens as i64], (Kind::Bool, model.device()));
+        Self {
+            rows: (0..prompts.len()).collect(),
+            cache: Some(cache.select(&of_row, capacity)),
+            positions: mask.sum_dim_intlist(1, true, Kind::Int64),
+            bias: bias(&Tensor::cat(&[&mask, &room], 1), model.kind()),
+            hidden: hidden.index_select(0, &of_row),
+            capacity,
+            filled,
+        }
+    }
+
+    /// Feeds one more token a row. Copying the cache costs about a step, so finished rows leave an eighth of the
+    /// batch at a time.
+    fn step(&mut self, model: &Model, next: &Tensor, open: impl Fn(usize) -> bool) {
+        let Some(mut cache) = self.cache.take() else { return };
+        let mut next = next.shallow_clone();
+        let keep: Vec<usize> = (0..self.rows.len()).filter(|&index| open(self.rows[index])).collect();
+        if keep.len() + self.rows.len().div_ceil(8) <= self.rows.len() {
+            self.rows = keep.iter().map(|&index| self.rows[index]).collect();
+            let keep: Vec<i64> = keep.into_iter().map(|index| index as i64).collect();
+            let keep = Tensor::from_slice(&keep).to_device(model.device());
+            cache = cache.select(&keep, self.capacity);
+            self.bias = self.bias.index_select(0, &keep);
+            self.positions = self.positions.index_select(0, &keep);
+            next = next.index_select(0, &keep);
+        }
+        self.filled += 1;
+        let bias = self.bias.narrow(1, 0, self.filled).unsqueeze(1).unsqueeze(1);
+        self.hidden = model.decode(&next.unsqueeze(1), &self.positions, &bias, &mut cache);
+        self.positions = &self.positions + 1;
+        self.cache = Some(cache);
+    }
+}
+
+/// Rows of equal length, filled up on the left, and the mask that is false there.
+fn left_padded(texts: &[&Vec<i64>], pad_token: i64, device: Device) -> (Tensor, Tensor) {
+    let width = texts.iter().map(|text| text.len()).max().unwrap_or_default();
+    let padding = |text: &[i64]| width - text.len();
+    let tokens: Vec<i64> = texts
+        .iter()
+        .flat_map(|text| std::iter::repeat_n(pad_token, padding(text)).chain(text.iter().copied()))
+        .collect();
+    let mask: Vec<bool> =
+        texts.iter().flat_map(|text| (0..width).map(|slot| slot >= padding(text))).collect();
+    let rows = |flat: Tensor| flat.view([texts.len() as i64, width as i64]).to_device(device);
+    (rows(Tensor::from_slice(&tokens)), rows(Tensor::from_slice(&mask)))
+}
+
+/// The responses so far, and what draws them.
+struct Responses<'a> {
+    generation: Generation,
+    open: Vec<bool>,
+    streams: Vec<ChaCha8Rng>,
+    stop_tokens: &'a [i64],
+    sampling: &'a Sampling,
+}
+
+impl<'a> Responses<'a> {
+    fn new(count: usize, stop_tokens: &'a [i64], sampling: &'a Sampling) -> Self {
+        let stream = |row: usize| {
+            let mut stream = ChaCha8Rng::seed_from_u64(sampling.seed);
+            stream.set_stream(row as u64);
+            stream
+        };
+        Self {
+            generation: Generation { tokens: vec![Vec::new(); count], stopped: vec![false; count] },
+            open: vec![true; count],
+            streams: (0..count).map(stream).collect(),
+            stop_tokens,
+            sampling,
+        }
+    }
+
+    fn left(&self) -> usize {
+        self.open.iter().filter(|&&open| open).count()
+    }
+
+    /// Draws the next token of these rows from their logits `[rows, V]` and keeps those of unfinished rows.
+    fn draw(&mut self, logits: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let uniforms: Vec<f32> = rows.iter().map(|&row| self.streams[row].random()).collect();
+        let uniforms = Tensor::from_slice(&uniforms).to_device(logits.device());
+        let next = sample(logits, &uniforms, self.sampling);
+        let ids: Vec<i64> =
+            Vec::try_from(&next).map_err(|e| Error::input("logits", format!("cannot be read ({e})")))?;
+        let finite = logits.gather(1, &next.unsqueeze(1), false).isfinite().all();
+        if finite.int64_value(&[]) == 0 {
+            return Err(Error::input(
+                "logits",
+                "are not finite; the model's weights are broken or have diverged",
+            ));
+        }
+        for (&row, id) in rows.iter().zip(ids) {
+            if !self.open[row] {
+                continue;
+            }
+            self.generation.tokens[row].push(id);
+            self.generation.stopped[row] = self.stop_tokens.contains(&id);
+            self.open[row] = !self.generation.stopped[row]
+                && self.generation.tokens[row].len() < self.sampling.max_new_tokens;
+        }
+        Ok(next)
+    }
+}
+
+/// One token for each row of logits `[rows, V]`: the one where the cumulative probability passes the row's
+/// uniform number. The order of summation is the vocabulary's, so no row depends on another one's ties.
+fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Tensor {
+    if sampling.temperature == 0. {
+        return logits.argmax(-1, false);
+    }
+    let probabilities = (logits.to_kind(Kind::Float) / sampling.temperature).softmax(-1, Kind::Float);
+    let kept = if sampling.top_p < 1. { nucleus(&probabilities, sampling.top_p) } else { probabilities };
+    let cumulative = kept.cumsum(-1, Kind::Float);
+    let vocabulary = kept.size()[1];
+    let target = uniforms.unsqueeze(1) * cumulative.narrow(1, vocabulary - 1, 1);
+    let next = target.searchsorted(&cumulative, false, true, "right", None::<Tensor>);
+    next.squeeze_dim(1).clamp_max(vocabulary - 1) // past the end only if the logits are not finite
+}
+
+/// Sets all but the most likely tokens to 0: a token stays while those more likely than it sum to less than
+/// `top_p`. Sorting the whole vocabulary costs more than the model's step, so a few hundred are tried first.
+fn nucleus(probabilities: &Tensor, top_p: f64) -> Tensor {
+    let vocabulary = probabilities.size()[1];
+    let tried = vocabulary.min(256);
+    let (mut sorted, _) = probabilities.topk(tried, -1, true, true);
+    let reached = sorted.sum_dim_intlist(-1, false, Kind::Float).ge(top_p).all();
+    if tried < vocabulary && reached.int64_value(&[]) == 0 {
+        (sorted, _) = probabilities.sort(-1, true);
+    }
+    let before = sorted.cumsum(-1, Kind::Float) - &sorted;
+    let last = sorted.masked_fill(&before.ge(top_p), f64::INFINITY).amin(-1, true);
+    probabilities.masked_fill(&probabilities.lt_tensor(&last), 0.)
+}
