@@ -3,7 +3,7 @@
 //! `cargo run --release --features torch --example gsm8k` trains SmolLM2-135M-Instruct on problems that the crate
 //! brings along; with `GSM8K_DIR` set, or `--data`, on GSM8K itself. `--help` lists the rest.
 
-mod options;
+pub(crate) mod options;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options, gsm8k_dir: Option<OsString>) -> Result<()> {
+pub(crate) fn run(options: &Options, gsm8k_dir: Option<OsString>) -> Result<()> {
     let data = options.dataset(gsm8k_dir)?;
     println!("data   {}: {} to train on, {} held out", data.source, data.train.len(), data.test.len());
     let device = options.device()?;
@@ -56,7 +56,7 @@ fn run(options: &Options, gsm8k_dir: Option<OsString>) -> Result<()> {
         let rollout = rollout::sample(&llm, &problems, config.samples, &sampling(&config, step))?;
         let rewards = rollout.rewards(&Gsm8k::strict())?;
         let advantages = advantage::group_norm(&rewards, &rollout.group, &config.advantage)?;
-        let (update, _first_loss) = step::update(
+        let (update, _record) = step::update(
             &llm.model,
             reference.as_ref(),
             &mut optimizer,

@@ -36,18 +36,18 @@ impl Evaluation {
 pub fn greedy(llm: &Llm, problems: &[Problem], max_new_tokens: usize, batch: usize) -> Result<Evaluation> {
     let started = Instant::now();
     let sampling = Sampling { temperature: 0.0, top_p: 1.0, max_new_tokens, seed: 0 };
-    let bar = progress::bar("evaluation", problems.len());
+    let batches = problems.chunks(batch.max(1));
+    let bar = progress::bar("evaluation", batches.len() * max_new_tokens);
     let (mut correct, mut tokens) = (0, 0);
-    for part in problems.chunks(batch.max(1)) {
+    for part in batches {
         let prompts =
             part.iter().map(|problem| prompt::tokens(&llm.tokenizer, problem)).collect::<Result<Vec<_>>>()?;
-        let generation = rollout::respond(llm, &prompts, &sampling, &indicatif::ProgressBar::hidden())?;
+        let generation = rollout::respond(llm, &prompts, &sampling, &bar)?;
         for (response, problem) in generation.tokens.iter().zip(part) {
             let text = llm.tokenizer.decode(response)?;
             tokens += response.len();
             correct += usize::from(reward::gsm8k(&text, &problem.answer, &Gsm8k::strict())? > 0.0);
         }
-        bar.inc(part.len() as u64);
     }
     bar.finish_and_clear();
     Ok(Evaluation {

@@ -93,7 +93,7 @@ pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling) -
     })
 }
 
-/// One response to each prompt, with the bar following the tokens.
+/// One response to each prompt; the bar goes on from where it stands, one unit a token of the longest response.
 ///
 /// # Errors
 /// As [`generate`].
@@ -103,14 +103,12 @@ pub fn respond(
     sampling: &Sampling,
     bar: &ProgressBar,
 ) -> Result<Generation> {
-    generate(
-        &llm.model,
-        prompts,
-        llm.tokenizer.stop_tokens(),
-        llm.tokenizer.pad_token(),
-        sampling,
-        &mut |step, _rows_left| bar.set_position(step as u64),
-    )
+    let (start, tokenizer) = (bar.position(), &llm.tokenizer);
+    let mut progress = |step: usize, _rows_left: usize| bar.set_position(start + step as u64);
+    let (stop_tokens, pad_token) = (tokenizer.stop_tokens(), tokenizer.pad_token());
+    let generation = generate(&llm.model, prompts, stop_tokens, pad_token, sampling, &mut progress)?;
+    bar.set_position(start + sampling.max_new_tokens as u64);
+    Ok(generation)
 }
 
 /// A batch of prompts and responses as rectangles.

@@ -2,3 +2,5 @@
 
 #[cfg(feature = "torch")]
 mod llm;
+#[cfg(feature = "torch")]
+mod train;
