@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use tch::{IndexOp, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use super::optim::AdamW;
 use super::progress;
@@ -216,8 +216,8 @@ pub fn score(
     let hidden = model.hidden(tokens, attention_mask);
     // The state before a token predicts it.
     let before = hidden.narrow(1, width - response - 1, response);
-    let logits = model.head(&before.i(response_mask)).unsqueeze(0);
-    let targets = tokens.narrow(1, width - response, response).i(response_mask).unsqueeze(0);
+    let logits = model.head(&before.index(&[Some(response_mask)])).unsqueeze(0);
+    let targets = tokens.narrow(1, width - response, response).index(&[Some(response_mask)]).unsqueeze(0);
     let scored = logprob::token(&logits, &targets, &Softmax::at(temperature))?;
     let spread = |values: &Tensor| {
         response_mask

@@ -139,7 +139,7 @@ fn the_recorded_loss_is_that_of_the_recorded_tensors() {
     assert_eq!(record.options.aggregate.batch_num_tokens, Some(2.0 + 5.0 + 1.0 + 3.0 + 5.0 + 4.0));
     // ratio 1: the policy term is -A, the KL term is k3; both over the tokens of the whole batch.
     let log_ratio = record.logp_ref.unwrap() - &record.logp;
-    let tokens = -&record.advantages + 0.5 * (log_ratio.exp() - &log_ratio - 1.0);
+    let tokens: Tensor = -&record.advantages + 0.5 * (log_ratio.exp() - &log_ratio - 1.0);
     let by_hand = (tokens * record.response_mask).sum(Kind::Double).double_value(&[]) / 20.0;
     assert!((record.loss - by_hand).abs() < 1e-12, "{} is not {by_hand}", record.loss);
 }
