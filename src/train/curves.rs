@@ -55,13 +55,13 @@ fn accuracy(area: &Area, x: Range<f64>, steps: &[StepLine], evaluations: &[EvalL
         .margin_right(24)
         .x_label_area_size(40)
         .y_label_area_size(56)
-        .build_cartesian_2d(x, 0.0..1.0)?;
+        .build_cartesian_2d(x.clone(), 0.0..1.0)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(INK)
-        .x_labels(11)
+        .x_labels(whole_labels(&x, 11))
         .y_labels(6)
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
@@ -74,7 +74,7 @@ fn accuracy(area: &Area, x: Range<f64>, steps: &[StepLine], evaluations: &[EvalL
     chart.draw_series(reward.iter().map(|&point| Circle::new(point, 3, REWARD.mix(0.45).filled())))?;
     chart
         .draw_series(LineSeries::new(smoothed(&reward), REWARD.stroke_width(2)))?
-        .label("reward of sampled responses (dots: each step; line: mean of 5)")
+        .label("reward of sampled responses (dots: each step; line: mean of 3)")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], REWARD.stroke_width(2)));
 
     let held_out: Points = evaluations.iter().map(|line| (line.step as f64, line.eval_accuracy)).collect();
@@ -102,13 +102,13 @@ fn small(area: &Area, title: &str, x: Range<f64>, points: &[(f64, f64)]) -> Draw
         .margin_right(24)
         .x_label_area_size(24)
         .y_label_area_size(56)
-        .build_cartesian_2d(x, around(points))?;
+        .build_cartesian_2d(x.clone(), around(points))?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(INK)
-        .x_labels(6)
+        .x_labels(whole_labels(&x, 6))
         .y_labels(5)
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|value| short(*value))
@@ -118,12 +118,17 @@ fn small(area: &Area, title: &str, x: Range<f64>, points: &[(f64, f64)]) -> Draw
     Ok(())
 }
 
-/// Each point's mean with up to four points before it.
+/// Few enough labels that each stands at a whole step.
+fn whole_labels(x: &Range<f64>, most: usize) -> usize {
+    most.min(x.end as usize + 1)
+}
+
+/// Each point's mean with its neighbours.
 fn smoothed(points: &[(f64, f64)]) -> Points {
     (0..points.len())
-        .map(|end| {
-            let window = &points[end.saturating_sub(4)..=end];
-            (points[end].0, window.iter().map(|point| point.1).sum::<f64>() / window.len() as f64)
+        .map(|here| {
+            let window = &points[here.saturating_sub(1)..points.len().min(here + 2)];
+            (points[here].0, window.iter().map(|point| point.1).sum::<f64>() / window.len() as f64)
         })
         .collect()
 }

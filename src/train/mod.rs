@@ -11,4 +11,5 @@ pub mod progress;
 pub mod prompt;
 pub mod report;
 pub mod rollout;
+pub mod score;
 pub mod step;

@@ -9,9 +9,10 @@ use tch::{Kind, Tensor, no_grad};
 use super::optim::AdamW;
 use super::progress;
 use super::rollout::Rollout;
+use super::score::{Responses, Scores};
 use crate::llm::Model;
-use crate::options::{ActorLoss, Aggregate, Softmax};
-use crate::torch::{self, logprob, objective};
+use crate::options::{ActorLoss, Aggregate};
+use crate::torch::{self, objective};
 use crate::{Error, Result};
 
 /// How an update is made.
@@ -145,15 +146,15 @@ fn accumulate_gradients(
     metrics: &mut StepMetrics,
     bar: &ProgressBar,
 ) -> Result<Option<LossRecord>> {
-    let tokens: f64 = mini_batch.iter().map(|batch| count(&batch.response_mask)).sum();
+    let tokens: f64 = mini_batch.iter().map(|batch| count(&batch.responses.response_mask)).sum();
     let loss_options = with_counts(&options.loss, mini_batch, tokens, response_length);
     let mut first = None;
     for batch in mini_batch {
-        let Scored { logp, entropy } = batch.score(policy, options)?;
+        let Scores { logp, entropy } = batch.responses.score(policy, options.temperature)?;
         let logp_old = batch.logp_old.as_ref().map_or_else(|| logp.detach(), Tensor::shallow_clone);
         let logp_ref = batch.logp_ref.as_ref();
         let bonus = (options.loss.entropy_coeff != 0.0).then_some(&entropy);
-        let MicroBatch { advantages, response_mask, .. } = batch;
+        let (advantages, response_mask) = (&batch.advantages, &batch.responses.response_mask);
         let out = objective::actor_loss(
             &logp,
             &logp_old,
@@ -190,46 +191,8 @@ fn accumulate_gradients(
     Ok(first)
 }
 
-/// Log-probabilities [b, T] of the response tokens and the entropies [b, T] of the distributions they were drawn
-/// from; masked slots are 0.
-#[derive(Debug)]
-pub struct Scored {
-    /// Log-probabilities.
-    pub logp: Tensor,
-    /// Entropies in nats.
-    pub entropy: Tensor,
-}
-
-/// Scores responses under a model. The vocabulary head, the widest layer, is applied only where a response token
-/// stands.
-///
-/// # Errors
-/// As [`logprob::token`].
-pub fn score(
-    model: &Model,
-    tokens: &Tensor,
-    attention_mask: &Tensor,
-    response_mask: &Tensor,
-    temperature: f64,
-) -> Result<Scored> {
-    let (width, response) = (tokens.size()[1], response_mask.size()[1]);
-    let hidden = model.hidden(tokens, attention_mask);
-    // The state before a token predicts it.
-    let before = hidden.narrow(1, width - response - 1, response);
-    let logits = model.head(&before.index(&[Some(response_mask)])).unsqueeze(0);
-    let targets = tokens.narrow(1, width - response, response).index(&[Some(response_mask)]).unsqueeze(0);
-    let scored = logprob::token(&logits, &targets, &Softmax::at(temperature))?;
-    let spread = |values: &Tensor| {
-        response_mask
-            .zeros_like()
-            .to_kind(values.kind())
-            .masked_scatter(response_mask, &values.squeeze_dim(0))
-    };
-    Ok(Scored { logp: spread(&scored.logp), entropy: spread(&scored.entropy) })
-}
-
 fn frozen_logp(model: &Model, batch: &MicroBatch, options: &StepOptions) -> Result<Tensor> {
-    no_grad(|| Ok(batch.score(model, options)?.logp))
+    no_grad(|| Ok(batch.responses.score(model, options.temperature)?.logp))
 }
 
 impl StepMetrics {
@@ -254,9 +217,7 @@ impl StepMetrics {
 
 /// Some rows of a rollout, cut to the longest prompt and the longest response among them.
 struct MicroBatch {
-    tokens: Tensor,
-    attention_mask: Tensor,
-    response_mask: Tensor,
+    responses: Responses,
     advantages: Tensor,
     logp_old: Option<Tensor>,
     logp_ref: Option<Tensor>,
@@ -271,17 +232,16 @@ impl MicroBatch {
         let (prompt, response) = (longest(&attention_mask.narrow(1, 0, left)), longest(&response_mask));
         let cut = |tensor: &Tensor| tensor.narrow(1, left - prompt, prompt + response);
         Self {
-            tokens: cut(&own(&rollout.tokens)),
-            attention_mask: cut(&attention_mask),
-            response_mask: response_mask.narrow(1, 0, response),
+            responses: Responses {
+                tokens: cut(&own(&rollout.tokens)),
+                attention_mask: cut(&attention_mask),
+                response_mask: response_mask.narrow(1, 0, response),
+                group: own(&rollout.group),
+            },
             advantages: own(advantages).unsqueeze(1).expand([rows, response], true),
             logp_old: None,
             logp_ref: None,
         }
-    }
-
-    fn score(&self, model: &Model, options: &StepOptions) -> Result<Scored> {
-        score(model, &self.tokens, &self.attention_mask, &self.response_mask, options.temperature)
     }
 }
 
@@ -302,7 +262,7 @@ fn pieces((first, rows): (i64, i64), size: usize) -> impl Iterator<Item = (i64, 
 
 /// The loss with the counts of the whole mini-batch, so that the losses of its micro-batches sum to its own.
 fn with_counts(loss: &ActorLoss, mini_batch: &[MicroBatch], tokens: f64, response_length: i64) -> ActorLoss {
-    let sequences: i64 = mini_batch.iter().map(|batch| batch.tokens.size()[0]).sum();
+    let sequences: i64 = mini_batch.iter().map(|batch| batch.advantages.size()[0]).sum();
     let aggregate = Aggregate {
         loss_scale_factor: loss.aggregate.loss_scale_factor.or(Some(response_length as f64)),
         batch_num_tokens: Some(tokens),

@@ -15,6 +15,7 @@ use grpo_oracle::train::data::{self, Problem};
 use grpo_oracle::train::hub::{self, Hub};
 use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
 use grpo_oracle::train::rollout::{self, Rollout};
+use grpo_oracle::train::score::Responses;
 use grpo_oracle::train::step::{self, StepOptions};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::writer::SerializedFileWriter;
@@ -60,7 +61,7 @@ fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
             (metrics, all_gradients(&policy))
         };
         let (whole, gradient) = gradients(6);
-        assert!(gradient.abs().max().double_value(&[]) > 1e-6, "{mode:?}: there is no gradient to compare");
+        assert!(gradient.abs().max().double_value(&[]) > 1e-2, "{mode:?}: there is no gradient to compare");
         for micro_batch in [1, 2, 4, 100] {
             let (parts, sum) = gradients(micro_batch);
             let difference = (&sum - &gradient).abs().max().double_value(&[]);
@@ -194,36 +195,46 @@ fn a_rollout_fits_together() {
 }
 
 #[test]
-fn what_stands_in_padding_reaches_no_score() {
+fn scores_are_those_of_each_response_on_its_own() {
     let llm = tiny(1, Kind::Double);
-    let (rollout, _) = ragged();
-    let Rollout { tokens, attention_mask, response_mask, .. } = &rollout;
-    let score =
-        |tokens: &Tensor| step::score(&llm.model, tokens, attention_mask, response_mask, 0.7).unwrap();
-    let (plain, rubbish) =
-        (score(tokens), score(&tokens.where_self(attention_mask, &(tokens.zeros_like() + 99))));
-    assert_eq!(plain.logp, rubbish.logp);
-    assert_eq!(plain.entropy, rubbish.entropy);
-    let outside = plain.logp.masked_select(&response_mask.logical_not());
-    assert_eq!(outside.abs().max().double_value(&[]), 0.0);
-
-    // Row by row, without any padding, the scores are the same; by hand from the logits, too.
-    let (width, right) = (tokens.size()[1], response_mask.size()[1]);
-    for row in 0..6 {
-        let real = tokens.get(row).masked_select(&attention_mask.get(row)).unsqueeze(0);
-        let logits = llm.model.head(&llm.model.hidden(&real, &real.ones_like().to_kind(Kind::Bool))) / 0.7;
-        let logp = logits.log_softmax(-1, Kind::Double);
-        let length = response_mask.get(row).sum(Kind::Int64).int64_value(&[]);
-        for t in 0..length {
-            let place = real.size()[1] - length + t;
-            let by_hand = logp.double_value(&[0, place - 1, real.int64_value(&[0, place])]);
-            let scored = plain.logp.double_value(&[row, t]);
-            assert!(
-                (by_hand - scored).abs() < 1e-12,
-                "row {row}, token {t} of {width}/{right}: {scored}, not {by_hand}"
-            );
+    // Two groups of three; three and one of different sizes; every row with a prompt of its own.
+    for group in [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]] {
+        let responses = ragged_responses(&group);
+        let Responses { tokens, attention_mask, response_mask, .. } = &responses;
+        let scores = responses.score(&llm.model, 0.7).unwrap();
+        for row in 0..6 {
+            let real = tokens.get(row).masked_select(&attention_mask.get(row)).unsqueeze(0);
+            let all = real.ones_like().to_kind(Kind::Bool);
+            let logp = (llm.model.head(&llm.model.hidden(&real, &all)) / 0.7).log_softmax(-1, Kind::Double);
+            let entropy = -(logp.exp() * &logp).sum_dim_intlist(-1i64, false, Kind::Double);
+            let length = response_mask.get(row).sum(Kind::Int64).int64_value(&[]);
+            for t in 0..length {
+                let place = real.size()[1] - length + t;
+                for (name, alone, scored) in [
+                    ("logp", logp.double_value(&[0, place - 1, real.int64_value(&[0, place])]), &scores.logp),
+                    ("entropy", entropy.double_value(&[0, place - 1]), &scores.entropy),
+                ] {
+                    let scored = scored.double_value(&[row, t]);
+                    let place = format!("groups {group:?}, row {row}, token {t}");
+                    assert!((alone - scored).abs() < 1e-12, "{place}: {name} is {scored}, not {alone}");
+                }
+            }
         }
     }
+}
+
+#[test]
+fn what_stands_in_padding_reaches_no_score() {
+    let llm = tiny(1, Kind::Double);
+    let responses = ragged_responses(&[0, 0, 0, 1, 1, 1]);
+    let plain = responses.score(&llm.model, 1.0).unwrap();
+    let tokens =
+        responses.tokens.where_self(&responses.attention_mask, &(responses.tokens.zeros_like() + 99));
+    assert_ne!(tokens, responses.tokens);
+    let outside = plain.logp.masked_select(&responses.response_mask.logical_not());
+    assert_eq!(outside.abs().max().double_value(&[]), 0.0);
+    let rubbish = Responses { tokens, ..responses }.score(&llm.model, 1.0).unwrap();
+    assert_eq!((plain.logp, plain.entropy), (rubbish.logp, rubbish.entropy));
 }
 
 // ---- the optimiser ----
@@ -587,6 +598,11 @@ fn ragged() -> (Rollout, Tensor) {
         seconds: 1.0,
     };
     (rollout, Tensor::from_slice(&[1.0f64, -0.5, -0.5, 0.25, -1.25, 1.0]))
+}
+
+fn ragged_responses(group: &[i64]) -> Responses {
+    let (Rollout { tokens, attention_mask, response_mask, .. }, _) = ragged();
+    Responses { tokens, attention_mask, response_mask, group: Tensor::from_slice(group) }
 }
 
 fn loss(loss_agg_mode: LossAggMode) -> ActorLoss {
