@@ -17,6 +17,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default)]
 pub struct Axes {
     bound: Vec<(&'static str, usize)>,
+    /// The number of axes of the arguments of any shape, once there was one.
+    any: Option<usize>,
 }
 
 impl Axes {
@@ -54,6 +56,17 @@ impl Axes {
             }
         }
         Ok(self)
+    }
+
+    /// Binds the axes of an argument of any shape, so that others of any shape must have the same one.
+    ///
+    /// # Errors
+    /// As [`Axes::bind`]; `input` for more axes than any formula has.
+    pub fn bind_any<N: Copy + TryInto<usize>>(mut self, argument: &str, shape: &[N]) -> Result<Self> {
+        const NAMES: [&str; 6] = ["axis 0", "axis 1", "axis 2", "axis 3", "axis 4", "axis 5"];
+        let count = *self.any.get_or_insert(shape.len());
+        let names = NAMES.get(..count).ok_or_else(|| Error::input(argument, "has more than 6 axes"))?;
+        self.bind(argument, names, shape)
     }
 
     /// The length of a bound axis; 0 for one that no argument has named.

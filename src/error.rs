@@ -10,7 +10,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// An array has another number of axes than the formula's.
-    #[error("`{argument}` has {got} axes where {expected} are needed; give it the shape {shape}")]
+    #[error(
+        "`{argument}` has the wrong number of axes, {got} instead of {expected}; give it the shape {shape}"
+    )]
     Rank {
         /// The argument's name.
         argument: String,

@@ -3,10 +3,13 @@
 use ndarray::ArrayD;
 use serde_json::{Map, Value, json};
 
+#[cfg(feature = "torch")]
+use crate::arguments::TorchArgs;
 use crate::arguments::{Args, Given};
-use crate::formula::{Formula, Gradient, Outputs, Role};
+use crate::axes::Axes;
+use crate::formula::{ANY, Formula, Gradient, Outputs, Role};
 use crate::reference::{Bounded, Dual, Real};
-use crate::value::{Array, Data, Named, number};
+use crate::value::{Array, Data, Kind, Named, number};
 use crate::{Error, Result};
 
 /// A formula's answer on one input.
@@ -64,6 +67,20 @@ impl Question {
         Ok(Self { options: formula.resolve(options)?, inputs })
     }
 
+    /// The arguments for a row's reference, every real input lifted to its scalar.
+    ///
+    /// # Errors
+    /// `input` if an array is not what its shape says.
+    pub fn args<R: Real>(&self, formula: &Formula<R>, lift: impl Fn(f64) -> R) -> Result<Args<'_, R>> {
+        Args::new(self.given(formula), |_, _, value| lift(value))
+    }
+
+    /// The arguments for a row's libtorch implementation.
+    #[cfg(feature = "torch")]
+    pub fn torch_args(&self, formula: &Formula<f64>, device: tch::Device, kind: tch::Kind) -> TorchArgs<'_> {
+        TorchArgs::new(self.given(formula), device, kind)
+    }
+
     /// The question as JSON, with every option.
     pub fn to_json(&self) -> Value {
         json!({ "options": self.options, "inputs": named_json(&self.inputs) })
@@ -116,8 +133,7 @@ pub fn named_json(arrays: &Named) -> Value {
 pub fn evaluate(id: &str, question: &Question) -> Result<Evaluation> {
     let formula = Formula::<Bounded>::find(id)?;
     check(formula, question)?;
-    let outputs =
-        (formula.reference)(&Args::new(question.given(formula), |_, _, value| Bounded::exact(value))?)?;
+    let outputs = (formula.reference)(&question.args(formula, Bounded::exact)?)?;
     let mut evaluation = Evaluation {
         outputs: Named::new(),
         gradients: Named::new(),
@@ -127,11 +143,8 @@ pub fn evaluate(id: &str, question: &Question) -> Result<Evaluation> {
     for (name, output) in &outputs {
         evaluation.record(name, output, false);
     }
-    for input in formula.inputs.iter().filter(|input| input.gradient != Gradient::None) {
-        if let Some(array) = question.inputs.get(input.name) {
-            let gradient = gradient(id, question, input.name, array)?;
-            evaluation.record(input.name, &gradient, true);
-        }
+    for input in differentiable(formula, question) {
+        evaluation.record(input, &gradient(id, question, input, Bounded::exact)?, true);
     }
     Ok(evaluation)
 }
@@ -152,7 +165,7 @@ pub fn values(id: &str, question: &Question) -> Result<Named> {
 pub fn read<R: Real>(id: &str, question: &Question, lift: impl Fn(f64) -> R) -> Result<Outputs<R>> {
     let formula = Formula::<R>::find(id)?;
     check(formula, question)?;
-    (formula.reference)(&Args::new(question.given(formula), |_, _, value| lift(value))?)
+    (formula.reference)(&question.args(formula, lift)?)
 }
 
 impl Evaluation {
@@ -165,13 +178,33 @@ impl Evaluation {
     }
 }
 
-fn gradient(id: &str, question: &Question, input: &str, array: &Array) -> Result<ArrayD<Bounded>> {
-    let formula = Formula::<Dual<Bounded>>::find(id)?;
+/// The inputs of a question that gradients are asked for.
+pub fn differentiable<R: Real>(
+    formula: &Formula<R>,
+    question: &Question,
+) -> impl Iterator<Item = &'static str> {
+    let inputs = formula.inputs.iter().filter(|input| input.gradient != Gradient::None);
+    inputs.map(|input| input.name).filter(|name| question.inputs.contains_key(*name))
+}
+
+/// The gradient of the sum of the first output by one input, read with any scalar.
+///
+/// # Errors
+/// As [`evaluate`]; `input` if the question has no such input.
+pub fn gradient<R: Real>(
+    id: &str,
+    question: &Question,
+    input: &str,
+    lift: impl Fn(f64) -> R,
+) -> Result<ArrayD<R>> {
+    let formula = Formula::<Dual<R>>::find(id)?;
+    check(formula, question)?;
+    let array = question.inputs.get(input).ok_or_else(|| question.given(formula).missing(input))?;
     let mut entries = Vec::with_capacity(array.len());
     for entry in 0..array.len() {
         let args = Args::new(question.given(formula), |name, index, value| {
             let seed = f64::from(u8::from(name == input && index == entry));
-            Dual::variable(Bounded::exact(value), Bounded::exact(seed))
+            Dual::variable(lift(value), R::constant(seed))
         })?;
         let outputs = (formula.reference)(&args)?;
         let sum = Dual::sum(outputs.into_iter().take(1).flat_map(|(_, output)| output.into_iter()));
@@ -180,23 +213,37 @@ fn gradient(id: &str, question: &Question, input: &str, array: &Array) -> Result
     crate::value::array_d(&array.shape, entries)
 }
 
-/// What every reading checks first: that everything needed is there and that what the mask keeps is a number.
+/// What every reading checks first: that everything needed is there, that the shapes go together, and that what the
+/// mask keeps is a number.
 pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()> {
-    let given = question.given(formula);
-    if let Some(absent) = formula
-        .inputs
-        .iter()
-        .find(|input| input.optional.is_empty() && !question.inputs.contains_key(input.name))
-    {
-        return Err(given.missing(absent.name));
+    let mut axes = Axes::default();
+    for input in formula.inputs {
+        let Some(array) = question.inputs.get(input.name) else {
+            if input.is_read(&question.options) {
+                return Err(question.given(formula).missing(input.name));
+            }
+            continue;
+        };
+        axes = match input.role {
+            _ if input.axes == ANY || input.kind == Kind::Text => axes.bind_any(input.name, &array.shape)?,
+            Role::Advantage if array.shape.len() == 1 => {
+                axes.bind(input.name, &input.axes[..1], &array.shape)?
+            }
+            _ => axes.bind(input.name, input.axes, &array.shape)?,
+        };
     }
+    check_finite(formula, question)
+}
+
+fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()> {
     let mask = question.inputs.values().find_map(|array| match &array.data {
         Data::Mask(mask) => Some((&array.shape, mask)),
         _ => None,
     });
-    for (name, array) in &question.inputs {
+    for input in formula.inputs.iter().filter(|input| input.is_read(&question.options)) {
+        let Some(array) = question.inputs.get(input.name) else { continue };
         let Data::Real(data) = &array.data else { continue };
-        let is_logit = formula.inputs.iter().any(|input| input.name == name && input.role == Role::Logit);
+        let is_logit = input.role == Role::Logit;
         let is_kept = |index: usize| match mask {
             Some((shape, mask)) if *shape == array.shape => mask[index],
             // One entry a sequence: kept if any token of the sequence is.
@@ -205,11 +252,20 @@ pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Resul
             }
             _ => true,
         };
+        let vocabulary = array.shape.last().copied().unwrap_or(1).max(1);
+        let is_empty = |logits: &[f64]| logits.iter().all(|&logit| logit == f64::NEG_INFINITY);
+        if is_logit && let Some(position) = data.chunks(vocabulary).position(is_empty) {
+            return Err(Error::input(input.name, format!("rules out every token at position {position}")));
+        }
         let is_fine = |value: f64| value.is_finite() || (is_logit && value == f64::NEG_INFINITY);
         if let Some((index, value)) =
             data.iter().enumerate().find(|&(index, &value)| !is_fine(value) && is_kept(index))
         {
-            return Err(Error::NonFinite { argument: name.clone(), index, value: value.to_string() });
+            return Err(Error::NonFinite {
+                argument: input.name.to_owned(),
+                index,
+                value: value.to_string(),
+            });
         }
     }
     Ok(())
@@ -236,16 +292,11 @@ pub fn evaluate_torch(
     device: tch::Device,
     kind: tch::Kind,
 ) -> Result<TorchAnswer> {
-    use crate::arguments::TorchArgs;
-
     let formula = Formula::<f64>::find(id)?;
     check(formula, question)?;
-    let args = TorchArgs::new(question.given(formula), device, kind);
-    let differentiable: Vec<_> = formula
-        .inputs
-        .iter()
-        .filter(|input| input.gradient != Gradient::None && question.inputs.contains_key(input.name))
-        .map(|input| Ok((input.name, args.tensor(input.name)?.set_requires_grad(true))))
+    let args = question.torch_args(formula, device, kind);
+    let differentiable: Vec<_> = differentiable(formula, question)
+        .map(|input| Ok((input, args.tensor(input)?.set_requires_grad(true))))
         .collect::<Result<_>>()?;
     let outputs = (formula.torch)(&args)?;
     let sum = outputs.first().map(|(_, first)| first.sum(None)).filter(tch::Tensor::requires_grad);

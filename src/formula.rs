@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::arguments::Args;
 #[cfg(feature = "torch")]
 use crate::arguments::TorchArgs;
+use crate::axes::Axes;
 use crate::options::{ActorLoss, Aggregate, Clip, GroupNorm, Gsm8k, KlEstimate, MaskedMean, Ratio, Softmax};
 use crate::reference::{self, Real};
 use crate::value::Kind;
@@ -55,8 +56,8 @@ pub struct Input {
     pub role: Role,
     /// What the gradient does.
     pub gradient: Gradient,
-    /// When the input may be left out; empty if never.
-    pub optional: &'static str,
+    /// The option that, being 0, makes the formula leave the input unread; `None` if it is always read.
+    pub read_unless_zero: Option<&'static str>,
 }
 
 /// Any shape, the same for all inputs that have it.
@@ -70,7 +71,7 @@ impl Input {
         role: Role,
         gradient: Gradient,
     ) -> Self {
-        Self { name, kind, axes, role, gradient, optional: "" }
+        Self { name, kind, axes, role, gradient, read_unless_zero: None }
     }
 
     /// An input that the gradient flows to.
@@ -88,8 +89,14 @@ impl Input {
         Self::new(name, kind, axes, role, Gradient::None)
     }
 
-    const fn optional(self, when: &'static str) -> Self {
-        Self { optional: when, ..self }
+    const fn read_unless_zero(self, option: &'static str) -> Self {
+        Self { read_unless_zero: Some(option), ..self }
+    }
+
+    /// Whether the formula reads the input under these options.
+    pub fn is_read(&self, options: &Map<String, Value>) -> bool {
+        let is_zero = |option: &str| options.get(option).and_then(Value::as_f64) == Some(0.0);
+        !self.read_unless_zero.is_some_and(is_zero)
     }
 
     /// The shape in words.
@@ -238,7 +245,18 @@ impl<R: Real> Formula<R> {
             id: "mask.mean",
             summary: "mean = (sum over kept of values) / (number kept)",
             source: "CS336 assignment 5, masked_mean; 002_cs336_notes.md",
-            clauses: &["mask.select", "mask.mean", "mask.mean.empty", "mask.mean.axis"],
+            clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
+                "mask.select",
+                "mask.mean",
+                "mask.mean.empty",
+                "mask.mean.axis",
+            ],
             inputs: &[
                 Input::differentiable("values", ANY, Role::Number),
                 Input::data("mask", Kind::Mask, ANY, Role::Mask),
@@ -269,6 +287,12 @@ impl<R: Real> Formula<R> {
             summary: "A_i = (r_i - mean(r_group)) / (std(r_group) + eps)",
             source: "CS336 assignment 5, Eq. 28 and 31; DeepSeekMath 4.1.2; Dr. GRPO; 002_cs336_notes.md, 003_grpo_trainer_guide.md",
             clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
                 "advantage.group-norm",
                 "advantage.group-norm.groups",
                 "advantage.group-norm.std",
@@ -321,7 +345,19 @@ impl<R: Real> Formula<R> {
             id: "logprob.token",
             summary: "logp = z[token] - log sum_v exp(z_v);  entropy = log sum_v exp(z_v) - sum_v p_v z_v;  z = logits / temperature",
             source: "CS336 assignment 5, get_response_log_probs and compute_entropy",
-            clauses: &["logprob.token", "logprob.entropy", "logprob.temperature", "logprob.ruled-out"],
+            clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
+                "logprob.token",
+                "logprob.token.index",
+                "logprob.entropy",
+                "logprob.temperature",
+                "logprob.ruled-out",
+            ],
             inputs: &[
                 Input::differentiable("logits", &["B", "T", "V"], Role::Logit),
                 Input::data("tokens", Kind::Token, &["B", "T"], Role::Token),
@@ -343,7 +379,17 @@ impl<R: Real> Formula<R> {
             id: "logprob.ratio",
             summary: "ratio_t = exp(clamp(logp_t - logp_old_t))",
             source: "CS336 assignment 5, Eq. 27; 002_cs336_notes.md; the clamp: verl since 0.4.1",
-            clauses: &["logprob.ratio", "logprob.ratio.stop", "logprob.ratio.clamp"],
+            clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
+                "logprob.ratio",
+                "logprob.ratio.stop",
+                "logprob.ratio.clamp",
+            ],
             inputs: &[
                 Input::differentiable("logp", &["B", "T"], Role::Logp),
                 Input::constant("logp_old", &["B", "T"], Role::LogpOther),
@@ -364,12 +410,19 @@ impl<R: Real> Formula<R> {
             summary: "loss_t = -min(ratio_t A_t, clip(ratio_t, 1 - low, 1 + high) A_t);  at most -c A_t where A_t < 0",
             source: "CS336 assignment 5, Eq. 29 and 30; PPO Eq. 7; DAPO; dual clip (arXiv 1912.09729); 002_cs336_notes.md",
             clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
                 "mask.select",
                 "objective.clip",
                 "objective.clip.stop",
                 "objective.clip.edge",
                 "objective.clip.dual",
                 "objective.clip.clamp",
+                "metrics.policy",
                 "metrics.clip-fraction",
                 "metrics.clip-fraction-lower",
                 "metrics.ppo-kl",
@@ -393,6 +446,12 @@ impl<R: Real> Formula<R> {
             summary: "loss = (agg(clip) + kl_loss_coef agg(kl) - entropy_coeff agg(entropy)) / gradient_accumulation_steps",
             source: "DeepSeekMath Eq. 3; CS336 assignment 5, grpo_microbatch_train_step; 003_grpo_trainer_guide.md",
             clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
                 "mask.select",
                 "objective.actor-loss",
                 "objective.actor-loss.terms",
@@ -402,11 +461,10 @@ impl<R: Real> Formula<R> {
             inputs: &[
                 Input::differentiable("logp", &["B", "T"], Role::Logp),
                 Input::constant("logp_old", &["B", "T"], Role::LogpOther),
-                Input::constant("logp_ref", &["B", "T"], Role::LogpOther).optional("when kl_loss_coef is 0"),
+                Input::constant("logp_ref", &["B", "T"], Role::LogpOther).read_unless_zero("kl_loss_coef"),
                 Input::constant("advantages", &["B", "T"], Role::Advantage),
                 Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
-                Input::differentiable("entropy", &["B", "T"], Role::Number)
-                    .optional("when entropy_coeff is 0"),
+                Input::differentiable("entropy", &["B", "T"], Role::Number).read_unless_zero("entropy_coeff"),
             ],
             options: ACTOR_LOSS_OPTIONS,
             defaults: || fields(&ActorLoss::grpo()),
@@ -437,6 +495,12 @@ impl<R: Real> Formula<R> {
             summary: "k1 = d, abs = |d|, k2 = d^2 / 2, k3 = exp(-d) + d - 1;  d = logp - logp_ref",
             source: "Schulman, Approximating KL divergence; DeepSeekMath Eq. 4; 003_grpo_trainer_guide.md",
             clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
                 "kl.estimate",
                 "kl.estimate.stop",
                 "kl.estimate.straight-through",
@@ -485,6 +549,12 @@ impl<R: Real> Formula<R> {
             summary: "token-mean: sum_i s_i / N;  seq-mean-token-mean: (1/S) sum_i s_i / n_i;  ...",
             source: "verl 0.9.1 agg_loss; CS336 Eq. 29; DAPO; Dr. GRPO; 003_grpo_trainer_guide.md",
             clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
                 "mask.select",
                 "aggregate.loss",
                 "aggregate.token-mean",
@@ -524,7 +594,14 @@ impl<R: Real> Formula<R> {
             summary: "means over the kept tokens of: gain clipped, dual clip active, -log ratio, ratio",
             source: "verl 0.9.1 compute_policy_loss_vanilla; 003_grpo_trainer_guide.md",
             clauses: &[
+                "all.shape",
+                "all.finite",
+                "all.options",
+                "all.gradient",
+                "all.half",
+                "all.tolerance",
                 "mask.select",
+                "metrics.policy",
                 "metrics.clip-fraction",
                 "metrics.clip-fraction-lower",
                 "metrics.ppo-kl",
@@ -548,7 +625,15 @@ impl<R: Real> Formula<R> {
             id: "reward.gsm8k",
             summary: "1 if the number after the last #### (strict) or the last number (flexible) is the answer, else 0",
             source: "GSM8K (arXiv 2110.14168); verl reward_score/gsm8k; 002_cs336_notes.md",
-            clauses: &["reward.gsm8k", "reward.gsm8k.strict", "reward.gsm8k.flexible", "reward.gsm8k.number"],
+            clauses: &[
+                "all.options",
+                "all.tolerance",
+                "reward.gsm8k",
+                "reward.gsm8k.answer",
+                "reward.gsm8k.strict",
+                "reward.gsm8k.flexible",
+                "reward.gsm8k.number",
+            ],
             inputs: &[
                 Input::data("response", Kind::Text, &[], Role::Response),
                 Input::data("answer", Kind::Text, &[], Role::Answer),
@@ -817,18 +902,13 @@ fn gsm8k<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 
 /// `f` over pairs of texts of equal shape.
 fn text_pairs(
-    first: ArrayD<String>,
-    second: ArrayD<String>,
+    response: ArrayD<String>,
+    answer: ArrayD<String>,
     f: impl Fn(&str, &str) -> Result<f64>,
 ) -> Result<ArrayD<f64>> {
-    if first.shape() != second.shape() {
-        return Err(Error::input(
-            "answer",
-            format!("has the shape {:?} and response {:?}", second.shape(), first.shape()),
-        ));
-    }
-    let results: Result<Vec<f64>> = first.iter().zip(&second).map(|(a, b)| f(a, b)).collect();
-    crate::value::array_d(first.shape(), results?)
+    Axes::default().bind_any("response", response.shape())?.bind_any("answer", answer.shape())?;
+    let results: Result<Vec<f64>> = response.iter().zip(&answer).map(|(a, b)| f(a, b)).collect();
+    crate::value::array_d(response.shape(), results?)
 }
 
 #[cfg(feature = "torch")]

@@ -1,6 +1,6 @@
 //! The executable specification of group-relative policy optimisation.
 
-mod arguments;
+pub mod arguments;
 pub mod axes;
 pub mod conformance;
 pub mod error;
@@ -11,6 +11,7 @@ pub mod formula;
 pub mod llm;
 pub mod options;
 pub mod reference;
+pub mod spec;
 #[cfg(feature = "torch")]
 pub mod torch;
 #[cfg(feature = "torch")]

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::fixture;
 use grpo_oracle::formula::{Formula, Gradient};
-use grpo_oracle::{Error, Result};
+use grpo_oracle::{Error, Result, spec};
 use serde_json::{Value, json};
 
 /// The executable specification of group-relative policy optimisation.
@@ -105,11 +105,8 @@ fn explain(id: &str) -> Result<String> {
             Gradient::Stops => "; a constant, its gradient is 0",
             Gradient::None => "",
         };
-        let optional = if input.optional.is_empty() {
-            String::new()
-        } else {
-            format!("; may be left out {}", input.optional)
-        };
+        let optional = input.read_unless_zero.map(|option| format!("; not read when {option} is 0"));
+        let optional = optional.unwrap_or_default();
         text.push_str(&format!("    {} {}{gradient}{optional}\n", input.name, input.shape()));
     }
     text.push_str("\noptions\n");
@@ -122,7 +119,15 @@ fn explain(id: &str) -> Result<String> {
     for output in formula.outputs {
         text.push_str(&format!("    {} [{}]\n", output.name, output.axes.join(", ")));
     }
-    text.push_str(&format!("\nclauses\n    {}\n", formula.clauses.join("\n    ")));
+    text.push_str("\nclauses\n");
+    let (general, own): (Vec<&str>, Vec<&str>) =
+        formula.clauses.iter().partition(|id| id.starts_with("all."));
+    for id in own {
+        text.push_str(&format!("    r[{id}]\n"));
+        let lines = spec::clause(id).unwrap_or_default().lines().filter(|line| !line.is_empty());
+        lines.for_each(|line| text.push_str(&format!("        {line}\n")));
+    }
+    text.push_str(&format!("    and those of every formula: {}\n", general.join(", ")));
     text.push_str("\nrivals: what well-known wrong variants do\n");
     for rival in formula.rivals {
         text.push_str(&format!("    {}  {}\n", rival.name, rival.options));

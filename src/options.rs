@@ -238,7 +238,7 @@ pub enum KlPenalty {
     /// The value of abs with the gradient of k2.
     #[serde(rename = "abs+")]
     AbsPlus,
-    /// k2 itself, spelled with the others.
+    /// k2 with the gradient of k2, also where a clamp bites.
     #[serde(rename = "k2+", alias = "mse+")]
     K2Plus,
     /// The value of k3 with the gradient of k2.

@@ -3,6 +3,7 @@
 //! `cargo run --release --features torch --example gsm8k` trains SmolLM2-135M-Instruct on problems that the crate
 //! brings along; with `GSM8K_DIR` set, or `--data`, on GSM8K itself. `--help` lists the rest.
 
+mod check;
 pub(crate) mod options;
 
 use std::ffi::OsString;
@@ -56,7 +57,7 @@ pub(crate) fn run(options: &Options, gsm8k_dir: Option<OsString>) -> Result<()> 
         let rollout = rollout::sample(&llm, &problems, config.samples, &sampling(&config, step))?;
         let rewards = rollout.rewards(&Gsm8k::strict())?;
         let advantages = advantage::group_norm(&rewards, &rollout.group, &config.advantage)?;
-        let (update, _record) = step::update(
+        let (update, record) = step::update(
             &llm.model,
             reference.as_ref(),
             &mut optimizer,
@@ -65,6 +66,9 @@ pub(crate) fn run(options: &Options, gsm8k_dir: Option<OsString>) -> Result<()> 
             &config.update,
         )?;
 
+        if step == 1 {
+            println!("{}", check::against_reference(&record)?);
+        }
         let line = StepLine::of(step, &rollout, &rewards, &rollout.rewards(&Gsm8k::flexible())?, update);
         println!("{}", line.summary(config.steps));
         run.step(line, &report::samples(step, &rollout, &rewards, &advantages))?;

@@ -2,4 +2,4 @@
 
 mod tolerance;
 
-pub use tolerance::{Dtype, Mismatch, compare, is_applicable};
+pub use tolerance::{Dtype, Worst, compare, is_applicable, worst};

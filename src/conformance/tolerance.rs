@@ -60,9 +60,9 @@ pub fn is_applicable(margin: f64, dtype: Dtype) -> bool {
     margin > 4.0 * dtype.unit_roundoff()
 }
 
-/// The entry that is furthest from what it should be.
+/// The entry of an answer that is furthest from what it should be.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Mismatch {
+pub struct Worst {
     /// Its row-major position.
     pub index: usize,
     /// What the reference says.
@@ -71,17 +71,19 @@ pub struct Mismatch {
     pub got: f64,
     /// How far it may be off.
     pub tolerance: f64,
+    /// How far it is off, over the tolerance: above 1 is too far.
+    pub excess: f64,
 }
 
-impl fmt::Display for Mismatch {
+impl fmt::Display for Worst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, expected, got, tolerance } = self;
+        let Self { index, expected, got, tolerance, excess } = self;
         let error = (got - expected).abs();
         write!(
             f,
             "entry {index} is {got} where {expected} is expected: off by {error:e}, allowed {tolerance:e}"
         )?;
-        if *tolerance > 0.0 { write!(f, " ({:.1} times that)", error / tolerance) } else { Ok(()) }
+        if excess.is_finite() { write!(f, " ({excess:.2} times that)") } else { Ok(()) }
     }
 }
 
@@ -89,7 +91,7 @@ impl fmt::Display for Mismatch {
 /// where the bound is 0. Two NaNs are equal.
 ///
 /// # Errors
-/// The worst entry, if any is too far off. An answer of another length is off from its first missing or extra entry.
+/// The worst entry, if it is too far off. An answer of another length is off from its first missing or extra entry.
 ///
 /// # Example
 /// ```
@@ -98,27 +100,28 @@ impl fmt::Display for Mismatch {
 /// assert!(compare(&[1.0], &[3.0], &[1.0 + 1e-7], Dtype::F64).is_err());
 /// assert!(compare(&[1.0], &[0.0], &[1.0 + 1e-16], Dtype::F64).is_ok()); // the same f64
 /// ```
-pub fn compare(expected: &[f64], bounds: &[f64], got: &[f64], dtype: Dtype) -> Result<(), Mismatch> {
+pub fn compare(expected: &[f64], bounds: &[f64], got: &[f64], dtype: Dtype) -> Result<(), Worst> {
+    match worst(expected, bounds, got, dtype) {
+        Some(worst) if worst.excess > 1.0 => Err(worst),
+        _ => Ok(()),
+    }
+}
+
+/// The entry that is furthest off, as [`compare`] measures it; `None` if there is no entry.
+pub fn worst(expected: &[f64], bounds: &[f64], got: &[f64], dtype: Dtype) -> Option<Worst> {
     if expected.len() != got.len() {
         let index = expected.len().min(got.len());
         let at = |values: &[f64]| values.get(index).copied().unwrap_or(f64::NAN);
-        return Err(Mismatch { index, expected: at(expected), got: at(got), tolerance: 0.0 });
+        let (expected, got) = (at(expected), at(got));
+        return Some(Worst { index, expected, got, tolerance: 0.0, excess: f64::INFINITY });
     }
-    let worst = expected
-        .iter()
-        .zip(bounds)
-        .zip(got)
-        .enumerate()
-        .map(|(index, ((&expected, &bound), &got))| {
-            let allowed = 4.0 * dtype.unit_roundoff() * bound;
-            let tolerance = if bound > 0.0 { allowed + dtype.smallest_normal() } else { 0.0 };
-            (excess(expected, got, tolerance), Mismatch { index, expected, got, tolerance })
-        })
-        .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    match worst {
-        Some((excess, mismatch)) if excess > 1.0 => Err(mismatch),
-        _ => Ok(()),
-    }
+    let entries = expected.iter().zip(bounds).zip(got).enumerate();
+    let judged = entries.map(|(index, ((&expected, &bound), &got))| {
+        let allowed = 4.0 * dtype.unit_roundoff() * bound;
+        let tolerance = if bound > 0.0 { allowed + dtype.smallest_normal() } else { 0.0 };
+        Worst { index, expected, got, tolerance, excess: excess(expected, got, tolerance) }
+    });
+    judged.max_by(|a, b| a.excess.total_cmp(&b.excess))
 }
 
 /// The error over the tolerance: above 1 is too far off.

@@ -296,10 +296,10 @@ fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Tensor {
 }
 
 /// Sets all but the most likely tokens to 0: a token stays while those more likely than it sum to less than
-/// `top_p`. Sorting the whole vocabulary costs more than the model's step, so a few hundred are tried first.
+/// `top_p`. Sorting the whole vocabulary costs more than the model's step, so the likeliest thousand are tried first.
 fn nucleus(probabilities: &Tensor, top_p: f64) -> Tensor {
     let vocabulary = probabilities.size()[1];
-    let tried = vocabulary.min(256);
+    let tried = vocabulary.min(1024);
     let (mut sorted, _) = probabilities.topk(tried, -1, true, true);
     let reached = sorted.sum_dim_intlist(-1, false, Kind::Float).ge(top_p).all();
     if tried < vocabulary && reached.int64_value(&[]) == 0 {
@@ -308,4 +308,56 @@ fn nucleus(probabilities: &Tensor, top_p: f64) -> Tensor {
     let before = sorted.cumsum(-1, Kind::Float) - &sorted;
     let last = sorted.masked_fill(&before.ge(top_p), f64::INFINITY).amin(-1, true);
     probabilities.masked_fill(&probabilities.lt_tensor(&last), 0.)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const EVEN: i64 = 10_000;
+
+    /// How often each token comes for `EVEN` uniform numbers spread evenly over [0, 1).
+    fn counts(logits: &[f32], temperature: f64, top_p: f64) -> Vec<i64> {
+        let uniforms = (Tensor::arange(EVEN, (Kind::Float, Device::Cpu)) + 0.5) / EVEN;
+        let rows = Tensor::from_slice(logits).unsqueeze(0).expand([EVEN, -1], false);
+        let sampling = Sampling { temperature, top_p, max_new_tokens: 1, seed: 0 };
+        let drawn = sample(&rows, &uniforms, &sampling);
+        Vec::try_from(drawn.bincount(None::<Tensor>, logits.len() as i64)).unwrap()
+    }
+
+    fn near(counts: &[i64], probabilities: &[f64]) {
+        for (&count, p) in counts.iter().zip(probabilities) {
+            assert!((count as f64 - p * EVEN as f64).abs() <= 2., "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_come_as_often_as_they_are_likely() {
+        let p: [f64; 5] = [0.1, 0.4, 0., 0.2, 0.3];
+        let logits = p.map(|p| p.ln() as f32 + 3.);
+        near(&counts(&logits, 1., 1.), &p);
+        let squares = p.map(|p| p * p / 0.3);
+        near(&counts(&logits, 0.5, 1.), &squares);
+        near(&counts(&logits, 0., 1.), &[0., 1., 0., 0., 0.]);
+    }
+
+    #[test]
+    fn the_nucleus_is_the_fewest_tokens_that_reach_top_p() {
+        let p: [f64; 5] = [0.1, 0.4, 0., 0.2, 0.3];
+        let logits = p.map(|p| p.ln() as f32);
+        near(&counts(&logits, 1., 0.95), &p);
+        near(&counts(&logits, 1., 0.85), &[0., 4. / 9., 0., 2. / 9., 3. / 9.]);
+        near(&counts(&logits, 1., 0.65), &[0., 4. / 7., 0., 0., 3. / 7.]);
+        near(&counts(&logits, 1., 0.01), &[0., 1., 0., 0., 0.]);
+        // Tokens as likely as the last one that is needed are all in.
+        near(&counts(&[0.; 4], 1., 0.3), &[0.25; 4]);
+    }
+
+    #[test]
+    fn a_flat_nucleus_is_wider_than_the_likeliest_thousand() {
+        let logits: Vec<f32> = (0..3000).map(|i| if i % 3 == 0 { -1e-3 } else { 0. }).collect();
+        let drawn = counts(&logits, 1., 0.66);
+        assert!(drawn.iter().enumerate().all(|(i, &count)| (count == 0) == (i % 3 == 0)), "{drawn:?}");
+    }
 }

@@ -157,7 +157,7 @@ pub enum Value {
     /// A UTF-8 string.
     Text(String),
     /// An array; the format lets arrays nest.
-    List(Vec<Value>),
+    List(Vec<Self>),
 }
 
 /// Everything before the tensors' data.
@@ -454,5 +454,230 @@ impl Encoding {
             Self::Q4_0 => (nibbles(2) - 8.) * field(0, 2, Kind::Half),
             Self::Q4_1 => nibbles(4) * field(0, 2, Kind::Half) + field(2, 2, Kind::Half),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_of_value_is_read() {
+        let (bytes, _) = sample();
+        let header = read(&bytes).unwrap();
+        let expected = [
+            ("u8", Value::Unsigned(200)),
+            ("i8", Value::Signed(-3)),
+            ("u16", Value::Unsigned(60_000)),
+            ("i16", Value::Signed(-30_000)),
+            ("u32", Value::Unsigned(4_000_000_000)),
+            ("i32", Value::Signed(-2_000_000_000)),
+            ("f32", Value::Float(0.25)),
+            ("bool", Value::Bool(true)),
+            ("text", Value::Text("Ġthe".into())),
+            ("list", Value::List(vec![Value::List(vec![Value::Unsigned(7)]), Value::List(vec![])])),
+            ("u64", Value::Unsigned(u64::MAX)),
+            ("i64", Value::Signed(i64::MIN)),
+            ("f64", Value::Float(0.1)),
+            ("general.alignment", Value::Unsigned(64)),
+        ];
+        assert_eq!(
+            header.metadata,
+            expected.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        );
+    }
+
+    #[test]
+    fn every_encoding_is_decoded() {
+        let (bytes, _) = sample();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sample.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        let values = |name: &str| -> Vec<f64> {
+            let tensor = gguf.tensor(name).unwrap().unwrap();
+            assert_eq!((tensor.size(), tensor.kind()), (vec![2, 32], Kind::Float), "{name}");
+            Vec::try_from(tensor.view(-1).to_kind(Kind::Double)).unwrap()
+        };
+        let expected =
+            |f: &dyn Fn(i32, i32) -> f64| -> Vec<f64> { (0..64).map(|i| f(i / 32, i % 32)).collect() };
+        // The nibbles of `quants`: low halves first.
+        let nibble = |row: i32, i: i32| f64::from(if i < 16 { (i + row) % 16 } else { 15 - i % 16 });
+        assert_eq!(values("F32"), expected(&|row, i| f64::from(row * 32 + i) * 0.5));
+        assert_eq!(values("F16"), expected(&|row, i| f64::from((row * 32 + i) % 2) * -2.));
+        assert_eq!(values("BF16"), expected(&|row, i| f64::from((row * 32 + i) % 2) * -2.));
+        assert_eq!(values("Q8_0"), expected(&|row, i| f64::from(i - 16 - row) * 0.5));
+        assert_eq!(values("Q4_0"), expected(&|row, i| (nibble(row, i) - 8.) * 0.5));
+        assert_eq!(values("Q4_1"), expected(&|row, i| nibble(row, i) * 0.5 - 2.));
+        assert!(gguf.tensor("none").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_cut_off_anywhere_is_an_error() {
+        let (bytes, _) = sample();
+        assert!(read(&bytes).is_ok());
+        for length in 0..bytes.len() {
+            let problem = read(&bytes[..length]).unwrap_err();
+            assert!(problem.contains("truncated") || problem == "is not a GGUF file", "{length}: {problem}");
+        }
+    }
+
+    #[test]
+    fn flipped_bits_never_panic() {
+        let (bytes, header) = sample();
+        let mut refused = 0;
+        for at in 0..header {
+            for flip in (0..8).map(|bit| 1 << bit).chain([0xff]) {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= flip;
+                refused += usize::from(read(&bytes).is_err());
+            }
+        }
+        assert!(refused > 2 * header, "{refused} of {}", 9 * header);
+    }
+
+    #[test]
+    fn lengths_that_lie_are_refused_without_reserving_room_for_them() {
+        let (bytes, _) = sample();
+        for at in 8..bytes.len() - 8 {
+            for length in [u64::MAX, u64::MAX / 2, 1 << 62, 1 << 40, 1 << 33] {
+                let mut bytes = bytes.clone();
+                bytes[at..at + 8].copy_from_slice(&length.to_le_bytes());
+                let _ = read(&bytes); // an error or, within some value, none; but never a panic
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let problem = |build: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = Vec::new();
+            build(&mut bytes);
+            bytes.resize(bytes.len() + 4096, 0);
+            read(&bytes).unwrap_err()
+        };
+        assert_eq!(problem(&|b| preamble(b, 1, 0, 0)), "is GGUF version 1; versions 2 and 3 are read");
+        let big_endian = "is a big-endian GGUF file; only little-endian ones are read";
+        assert_eq!(problem(&|b| preamble(b, 3_u32.swap_bytes(), 0, 0)), big_endian);
+        let tensor = |b: &mut Vec<u8>, axes: &[u64], kind: u32, offset: u64| {
+            text(b, "t");
+            b.extend((axes.len() as u32).to_le_bytes());
+            axes.iter().for_each(|axis| b.extend(axis.to_le_bytes()));
+            b.extend(kind.to_le_bytes());
+            b.extend(offset.to_le_bytes());
+        };
+        let one = |axes: &'static [u64], kind: u32, offset: u64| {
+            problem(&move |b| {
+                preamble(b, 3, 1, 0);
+                tensor(b, axes, kind, offset);
+            })
+        };
+        assert_eq!(
+            one(&[256], 12, 0),
+            "stores tensor `t` as type 12 (Q4_K); F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are read, so convert the file to one of these"
+        );
+        assert_eq!(one(&[33], 3, 0), "gives tensor `t` the impossible shape [33]; it is corrupt");
+        assert_eq!(
+            one(&[1 << 40, 1 << 40], 0, 0),
+            format!("gives tensor `t` the impossible shape [{0}, {0}]; it is corrupt", 1_u64 << 40)
+        );
+        assert_eq!(one(&[2], 0, 33), "puts tensor `t` at 33, off its alignment of 32; it is corrupt");
+        assert!(one(&[2000], 0, 0).contains("end before the 8000 bytes of tensor `t` do"));
+        let twice = problem(&|b| {
+            preamble(b, 3, 2, 0);
+            tensor(b, &[2], 0, 0);
+            tensor(b, &[2], 0, 32);
+        });
+        assert_eq!(twice, "has the tensor `t` twice; the file is corrupt");
+    }
+
+    fn read(bytes: &[u8]) -> Parsed<Header> {
+        Header::read(bytes, bytes.len() as u64)
+    }
+
+    fn text(bytes: &mut Vec<u8>, text: &str) {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    }
+
+    fn preamble(bytes: &mut Vec<u8>, version: u32, tensors: u64, values: u64) {
+        bytes.extend(b"GGUF");
+        bytes.extend(version.to_le_bytes());
+        bytes.extend(tensors.to_le_bytes());
+        bytes.extend(values.to_le_bytes());
+    }
+
+    /// A file with every type of value and every encoding, and the length of its header.
+    fn sample() -> (Vec<u8>, usize) {
+        let nested: Vec<u8> = [
+            &9_u32.to_le_bytes()[..],
+            &2_u64.to_le_bytes(),
+            &0_u32.to_le_bytes(),
+            &1_u64.to_le_bytes(),
+            &[7],
+            &10_u32.to_le_bytes(),
+            &0_u64.to_le_bytes(),
+        ]
+        .concat();
+        let mut the = Vec::new();
+        text(&mut the, "Ġthe");
+        let values: [(&str, u32, Vec<u8>); 14] = [
+            ("u8", 0, vec![200]),
+            ("i8", 1, vec![253]),
+            ("u16", 2, 60_000_u16.to_le_bytes().into()),
+            ("i16", 3, (-30_000_i16).to_le_bytes().into()),
+            ("u32", 4, 4_000_000_000_u32.to_le_bytes().into()),
+            ("i32", 5, (-2_000_000_000_i32).to_le_bytes().into()),
+            ("f32", 6, 0.25_f32.to_le_bytes().into()),
+            ("bool", 7, vec![1]),
+            ("text", 8, the),
+            ("list", 9, nested),
+            ("u64", 10, u64::MAX.to_le_bytes().into()),
+            ("i64", 11, i64::MIN.to_le_bytes().into()),
+            ("f64", 12, 0.1_f64.to_le_bytes().into()),
+            ("general.alignment", 4, 64_u32.to_le_bytes().into()),
+        ];
+        // 0.5 and -2 in f16, -2 in bf16.
+        let (half, minus_two, minus_two_bf16) = ([0x00, 0x38], [0x00, 0xc0], [0x00, 0xc0]);
+        let quants = |row: u8| (0..16).map(move |i| ((i + row) % 16) | ((15 - i) << 4)).collect::<Vec<u8>>();
+        let halves =
+            |pair: [u8; 2]| (0..64).flat_map(|i| if i % 2 == 0 { [0, 0] } else { pair }).collect::<Vec<u8>>();
+        let rows = |row: &dyn Fn(u8) -> Vec<u8>| [row(0), row(1)].concat();
+        let tensors: [(&str, u32, Vec<u8>); 6] = [
+            ("F32", 0, (0..64_u8).flat_map(|i| (f32::from(i) * 0.5).to_le_bytes()).collect()),
+            ("F16", 1, halves(minus_two)),
+            ("BF16", 30, halves(minus_two_bf16)),
+            (
+                "Q8_0",
+                8,
+                rows(&|row| {
+                    half.into_iter().chain((0..32).map(|i| i - 16 - row as i8).map(|q| q as u8)).collect()
+                }),
+            ),
+            ("Q4_0", 2, rows(&|row| [&half[..], &quants(row)].concat())),
+            ("Q4_1", 3, rows(&|row| [&half[..], &minus_two, &quants(row)].concat())),
+        ];
+        let mut bytes = Vec::new();
+        preamble(&mut bytes, 3, tensors.len() as u64, values.len() as u64);
+        for (key, kind, value) in &values {
+            text(&mut bytes, key);
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(value);
+        }
+        let mut data = Vec::new();
+        for (name, kind, value) in &tensors {
+            text(&mut bytes, name);
+            bytes.extend(2_u32.to_le_bytes());
+            bytes.extend([32_u64, 2].map(u64::to_le_bytes).concat());
+            bytes.extend(kind.to_le_bytes());
+            data.resize(data.len().next_multiple_of(64), 0);
+            bytes.extend((data.len() as u64).to_le_bytes());
+            data.extend(value);
+        }
+        let header = bytes.len();
+        bytes.resize(header.next_multiple_of(64), 0);
+        bytes.extend(data);
+        (bytes, header)
     }
 }

@@ -262,8 +262,16 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> Tensor {
         .view([batch, heads, 1, width])
 }
 
+/// `x weight^T`. On the CPU a few rows go through the product the other way around: as the narrow right-hand
+/// side they spare the library from packing the whole weight, which for 32 rows costs more than the product.
 fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
-    x.linear(weight, None::<Tensor>)
+    let (size, out) = (x.size(), weight.size()[0]);
+    let rows: i64 = size[..size.len() - 1].iter().product();
+    if x.device() != Device::Cpu || !(2..=64).contains(&rows) {
+        return x.linear(weight, None::<Tensor>);
+    }
+    let columns = weight.mm(&x.reshape([rows, -1]).tr());
+    columns.tr().contiguous().view([&size[..size.len() - 1], &[out]].concat().as_slice())
 }
 
 /// libtorch computes the mean square in f32 whatever the kind of `x`.
@@ -358,7 +366,8 @@ impl Cache {
         Self { layers: self.layers.into_iter().map(|(k, v)| (copy(k), copy(v))).collect(), length }
     }
 
-    fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+    /// Writes into the layer's tensors from `length` on, and gives what is filled then.
+    fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         let (keys, values) = &self.layers[layer];
         let new = k.size()[2];
         keys.narrow(2, self.length, new).copy_(k);

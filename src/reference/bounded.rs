@@ -35,6 +35,9 @@ impl Bounded {
     }
 
     fn new(value: f64, error: f64, margin: f64) -> Self {
+        // A number beyond the range of single precision is certain in double precision only.
+        let margin =
+            if value.is_finite() && value.abs() > f64::from(f32::MAX) { margin.min(1e-9) } else { margin };
         // Nothing can be said about how an infinity rounds.
         Self { value, error: if value.is_finite() { error } else { 0.0 }, margin }
     }

@@ -25,7 +25,7 @@ pub struct TokenLogprob<R> {
 /// Clauses `logprob.token`, `logprob.entropy`, `logprob.temperature`. verl `logprobs_from_logits`, TRL
 /// `selective_log_softmax`.
 ///
-/// * `logits`: `[B, T, V]`; gradient flows; -inf rules a token out of the vocabulary
+/// * `logits`: `[B, T, V]`; gradient flows; -inf rules a token out, but not all of them
 /// * `tokens`: `[B, T]`, each in 0..V
 ///
 /// # Errors
@@ -66,16 +66,21 @@ pub fn token<R: Real>(
     Ok(both)
 }
 
-/// log sum_v exp(z_v), shifted by the largest z so that nothing overflows.
+/// log sum_v exp(z_v), shifted by the largest z so that nothing overflows; its derivative by z_v is p_v = exp(z_v - it).
 fn log_sum_exp<R: Real>(z: &ArrayRef1<R>) -> R {
     let largest = z.iter().copied().fold(R::constant(f64::NEG_INFINITY), R::max).detach();
-    largest + R::sum(z.iter().map(|&z| (z - largest).exp())).ln()
+    let value = (largest + R::sum(z.iter().map(|&z| (z - largest).exp())).ln()).detach();
+    value.with_gradient_of(R::sum(possible(z).map(|z| (z.detach() - value).exp() * z)))
 }
 
-/// log sum_v exp(z_v) - sum_v p_v z_v; a token that is ruled out (z = -inf) adds nothing.
+/// log sum_v exp(z_v) - sum_v p_v z_v
 fn entropy<R: Real>(z: &ArrayRef1<R>, log_sum_exp: R) -> R {
-    let possible = z.iter().filter(|z| z.value() > f64::NEG_INFINITY);
-    log_sum_exp - R::sum(possible.map(|&z| (z - log_sum_exp).exp() * z))
+    log_sum_exp - R::sum(possible(z).map(|z| (z - log_sum_exp).exp() * z))
+}
+
+/// The tokens that are not ruled out (z = -inf); the others have probability 0 and add nothing.
+fn possible<R: Real>(z: &ArrayRef1<R>) -> impl Iterator<Item = R> + '_ {
+    z.iter().copied().filter(|z| z.value() > f64::NEG_INFINITY)
 }
 
 /// The importance ratio of the policy to the one that the tokens were drawn from.

@@ -38,7 +38,7 @@ pub fn mean<R: Real>(
     mask: &ArrayRefD<bool>,
     options: &MaskedMean,
 ) -> Result<ArrayD<R>> {
-    same_shape(values.shape(), mask.shape())?;
+    Axes::default().bind_any("values", values.shape())?.bind_any("mask", mask.shape())?;
     let Some(axis) = options.axis else {
         let mean = mean_of(kept(values, mask), options.empty);
         return Ok(Array0::from_elem((), mean).into_dyn());
@@ -76,11 +76,4 @@ pub(super) fn mean_of<R: Real>(numbers: impl Iterator<Item = R>, empty: EmptyMea
     }
     let count = R::constant(numbers.len() as f64);
     R::sum(numbers) / count
-}
-
-fn same_shape(values: &[usize], mask: &[usize]) -> Result<()> {
-    const AXES: [&str; 6] = ["axis 0", "axis 1", "axis 2", "axis 3", "axis 4", "axis 5"];
-    let names = AXES.get(..values.len()).ok_or_else(|| Error::input("values", "has more than 6 axes"))?;
-    Axes::default().bind("values", names, values)?.bind("mask", names, mask)?;
-    Ok(())
 }

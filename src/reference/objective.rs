@@ -141,6 +141,11 @@ pub fn actor_loss<R: Real>(
     } else {
         let entropy =
             entropy.ok_or_else(|| Error::input("entropy", "is needed when entropy_coeff is not 0"))?;
+        Axes::default().bind("logp", &["B", "T"], logp.shape())?.bind(
+            "entropy",
+            &["B", "T"],
+            entropy.shape(),
+        )?;
         aggregate::loss(entropy, response_mask, &options.aggregate)?
     };
     let (kl_loss_coef, entropy_coeff) =

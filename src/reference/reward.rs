@@ -36,10 +36,10 @@ pub fn gsm8k(response: &str, answer: &str, options: &Gsm8k) -> Result<f64> {
 
 /// The number after the last `####` that a number follows, with blanks and a dollar sign between them allowed.
 fn marked_number(text: &str) -> Option<String> {
-    let after_each_marker = text.match_indices("####").map(|(start, marker)| &text[start + marker.len()..]);
+    let after_each_marker = text.char_indices().filter_map(|(start, _)| text[start..].strip_prefix("####"));
     after_each_marker
         .filter_map(|rest| number_at_start(rest.trim_start_matches([' ', '\t', '$'])).map(|(n, _)| n))
-        .last()
+        .next_back()
 }
 
 /// All numbers of the text, from left to right.

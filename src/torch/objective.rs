@@ -94,6 +94,11 @@ pub fn actor_loss(
     } else {
         let entropy =
             entropy.ok_or_else(|| Error::input("entropy", "is needed when entropy_coeff is not 0"))?;
+        Axes::default().bind("logp", &["B", "T"], &logp.size())?.bind(
+            "entropy",
+            &["B", "T"],
+            &entropy.size(),
+        )?;
         aggregate::loss(entropy, response_mask, &options.aggregate)?
     };
     let loss = &policy_loss + &kl_loss * options.kl_loss_coef - &entropy_loss * options.entropy_coeff;

@@ -13,7 +13,7 @@ static NUMBER: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(-\$?)?([0-9]+(?:,[0-9]+)*)(\.[0-9]+)?").unwrap());
 
 #[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
-static MARKER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"####[ \t$]*").unwrap());
+static MARKER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"#{4,}[ \t$]*").unwrap());
 
 /// 1 if the response's final answer is the problem's, else 0. See [`crate::reference::reward::gsm8k`].
 ///

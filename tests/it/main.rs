@@ -1,6 +1,15 @@
-//! Ordinary tests: the language model, the command line, the layout.
+//! Ordinary tests: the command, the specification, the fixtures, the laws of the formulas, the shape of the code, the
+//! language model and the trainer.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod command;
+mod errata;
+mod fixtures;
+mod laws;
 #[cfg(feature = "torch")]
 mod llm;
+mod readme;
+mod spec;
+mod tidy;
 #[cfg(feature = "torch")]
 mod train;

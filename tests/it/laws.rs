@@ -1,0 +1,308 @@
+//! Laws of the formulas, on random input: what must hold whatever the numbers are.
+
+use grpo_oracle::evaluate::{Question, evaluate, read};
+use grpo_oracle::options::{
+    ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
+};
+use grpo_oracle::reference::{Bounded, Dual, Real, advantage, aggregate, kl, logprob, objective};
+use ndarray::{Array1, Array2, Array3, array};
+use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
+use serde_json::json;
+
+/// Half of the last place of single precision.
+const F32: f64 = 1.0 / (1 << 24) as f64;
+
+/// A number in [-1, 1].
+#[derive(Debug, Clone, Copy)]
+struct Unit(f64);
+
+impl Arbitrary for Unit {
+    fn arbitrary(g: &mut Gen) -> Self {
+        Self(-f64::from(i32::arbitrary(g)) / f64::from(i32::MIN))
+    }
+
+    fn shrink(&self) -> Box<dyn Iterator<Item = Self>> {
+        let size = self.0.abs();
+        Box::new([0.0, self.0 / 2.0].into_iter().filter(move |x| x.abs() < size).map(Self))
+    }
+}
+
+fn hold(law: impl Testable) {
+    QuickCheck::new().tests(300).quickcheck(law);
+}
+
+#[test]
+fn k3_is_never_negative_beyond_its_rounding() {
+    fn law(d: Unit, tiny: bool) -> bool {
+        let d = d.0 * if tiny { 1e-7 } else { 8.0 };
+        let of = |d: f64| array![[Bounded::exact(d)]];
+        let kl = kl::estimate(&of(d), &of(0.0), &KlEstimate::k3()).expect("an estimate")[[0, 0]];
+        kl.value >= -4.0 * f64::EPSILON / 2.0 * kl.error && (d.abs() < 1e-3 || kl.value > 0.0)
+    }
+    hold(law as fn(Unit, bool) -> bool);
+}
+
+#[test]
+fn every_estimate_is_zero_where_the_policies_agree() {
+    use grpo_oracle::options::KlPenalty::{Abs, AbsPlus, K1, K1Plus, K2, K2Plus, K3, K3Plus};
+    for kl_penalty in [K1, Abs, K2, K3, K1Plus, AbsPlus, K2Plus, K3Plus] {
+        let options = KlEstimate { kl_penalty, ..KlEstimate::k3() };
+        let kl = kl::estimate(&array![[-1.7_f64]], &array![[-1.7]], &options).expect("an estimate");
+        assert_eq!(kl, array![[0.0]], "{kl_penalty:?}");
+    }
+}
+
+#[test]
+fn eq_29_is_eq_30() {
+    fn law(log_ratio: Unit, advantage: Unit, low: Unit, high: Unit) -> bool {
+        let (log_ratio, advantage, low, high) = (2.0 * log_ratio.0, advantage.0, low.0.abs(), high.0.abs());
+        let g = if advantage >= 0.0 { (1.0 + high) * advantage } else { (1.0 - low) * advantage };
+        let options = Clip { clip_ratio_low: low, clip_ratio_high: high, ..Clip::eq29() };
+        clip(log_ratio, advantage, &options) == -f64::min(log_ratio.exp() * advantage, g)
+    }
+    hold(law as fn(Unit, Unit, Unit, Unit) -> bool);
+}
+
+#[test]
+fn the_clipped_loss_has_no_step() {
+    fn law(advantage: Unit, low: Unit, high: Unit, dual: bool) -> bool {
+        let (low, high) = (0.9 * low.0.abs(), high.0.abs());
+        let clip_ratio_c = dual.then_some(3.0);
+        let options =
+            Clip { clip_ratio_low: low, clip_ratio_high: high, clip_ratio_c, log_ratio_clamp: None };
+        [1.0 - low, 1.0 + high, 3.0].iter().all(|edge| {
+            let beside = |step: f64| clip(edge.ln() + step, advantage.0, &options);
+            let slope = edge * advantage.0.abs(); // the steepest that the loss is, by logp
+            (beside(1e-9) - beside(-1e-9)).abs() <= 2.1e-9 * slope + 1e-14
+        })
+    }
+    hold(law as fn(Unit, Unit, Unit, bool) -> bool);
+}
+
+#[test]
+fn dual_clip_only_lowers_and_only_for_a_negative_advantage() {
+    fn law(log_ratio: Unit, advantage: Unit) -> bool {
+        let (log_ratio, advantage) = (4.0 * log_ratio.0, advantage.0);
+        let (single, dual) = (Clip::eq29(), Clip { clip_ratio_c: Some(3.0), ..Clip::eq29() });
+        let (single, dual) = (clip(log_ratio, advantage, &single), clip(log_ratio, advantage, &dual));
+        if advantage < 0.0 { dual == f64::min(single, -3.0 * advantage) } else { dual == single }
+    }
+    hold(law as fn(Unit, Unit) -> bool);
+}
+
+#[test]
+fn token_mean_is_sequence_mean_for_equal_lengths() {
+    fn law(losses: Vec<Unit>, length: u8, padding: u8) -> bool {
+        let (length, padding) = (usize::from(length % 5) + 1, usize::from(padding % 3));
+        let rows = losses.len() / length;
+        let loss = Array2::from_shape_fn((rows, length + padding), |(row, t)| {
+            if t < length { losses[row * length + t].0 } else { f64::NAN }
+        });
+        let mask = Array2::from_shape_fn(loss.raw_dim(), |(_, t)| t < length);
+        let aggregated = |mode| aggregate::loss(&loss, &mask, &Aggregate::local(mode)).expect("an aggregate");
+        let (tokens, sequences) =
+            (aggregated(LossAggMode::TokenMean), aggregated(LossAggMode::SeqMeanTokenMean));
+        (tokens - sequences).abs() < 1e-13
+    }
+    hold(law as fn(Vec<Unit>, u8, u8) -> bool);
+}
+
+#[test]
+fn the_parts_of_a_batch_sum_to_the_whole() {
+    fn law(losses: Vec<(Unit, bool)>, cut: usize) -> bool {
+        let (rows, width) = (losses.len() / 3, 3);
+        let of_rows = |from: usize, to: usize, mode: LossAggMode, counts: (f64, f64)| {
+            let at = |(row, t): (usize, usize)| losses[(from + row) * width + t];
+            let loss = Array2::from_shape_fn((to - from, width), |place| at(place).0.0);
+            let mask = Array2::from_shape_fn((to - from, width), |place| at(place).1);
+            let options = Aggregate {
+                batch_num_tokens: Some(counts.0),
+                global_batch_size: Some(counts.1),
+                loss_scale_factor: Some(7.0),
+                ..Aggregate::local(mode)
+            };
+            aggregate::loss(&loss, &mask, &options).expect("an aggregate")
+        };
+        let cut = if rows == 0 { 0 } else { cut % rows };
+        use LossAggMode::{SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenMean, TokenSum};
+        [TokenMean, TokenSum, SeqMeanTokenSum, SeqMeanTokenMean, SeqMeanTokenSumNorm].into_iter().all(
+            |mode| {
+                let counts = (11.0, 5.0);
+                let parts = of_rows(0, cut, mode, counts) + of_rows(cut, rows, mode, counts);
+                (parts - of_rows(0, rows, mode, counts)).abs() < 1e-12
+            },
+        )
+    }
+    hold(law as fn(Vec<(Unit, bool)>, usize) -> bool);
+}
+
+#[test]
+fn normalised_advantages_sum_to_zero_and_ignore_shift_and_scale() {
+    fn law(rewards: Vec<i8>, shift: i8, scale: u8, population: bool) -> bool {
+        if rewards.len() < 2 {
+            return true;
+        }
+        let std = if population { GroupStd::Population } else { GroupStd::Sample };
+        let options = GroupNorm { std, eps: 0.0, eps_mode: EpsMode::Add, singleton: Singleton::Error };
+        let scale = (f64::from(scale) + 1.0) / 16.0;
+        let normalised = |rewards: Vec<f64>| {
+            let group = Array1::zeros(rewards.len());
+            advantage::group_norm(&Array1::from(rewards), &group, &options).expect("advantages")
+        };
+        let plain = normalised(rewards.iter().map(|&r| f64::from(r)).collect());
+        let moved = normalised(rewards.iter().map(|&r| f64::from(r) * scale + f64::from(shift)).collect());
+        plain.sum().abs() < 1e-11 && plain.iter().zip(&moved).all(|(a, b)| (a - b).abs() < 1e-11)
+    }
+    hold(law as fn(Vec<i8>, i8, u8, bool) -> bool);
+}
+
+#[test]
+fn dual_arithmetic_agrees_with_differences() {
+    fn f<R: Real>(x: R) -> R {
+        let two = R::constant(2.0);
+        let root = (x * x + two).sqrt();
+        (root / (two + x.exp())).ln() - (x - two).abs() / root + R::sum([x * root, -x])
+    }
+    fn law(x: Unit) -> bool {
+        let difference = (f(x.0 + 1e-5) - f(x.0 - 1e-5)) / 2e-5;
+        (f(Dual::variable(x.0, 1.0)).tangent - difference).abs() < 1e-8
+    }
+    hold(law as fn(Unit) -> bool);
+}
+
+#[test]
+fn exact_gradients_of_the_actor_loss_agree_with_differences() {
+    fn law(tokens: Vec<(Unit, Unit, Unit, bool)>) -> bool {
+        // Within the clip bounds, where the loss is smooth.
+        let logp: Vec<f64> = tokens.iter().map(|token| -1.0 + 0.15 * token.0.0).collect();
+        let options =
+            ActorLoss { kl_loss_coef: 0.5, aggregate: Aggregate::dr_grpo(4.0), ..ActorLoss::grpo() };
+        let loss = |logp: Vec<Dual<f64>>| {
+            let row =
+                |entries: Vec<Dual<f64>>| Array2::from_shape_vec((1, entries.len()), entries).expect("a row");
+            let old = row(tokens.iter().map(|_| Dual::constant(-1.0)).collect());
+            let reference = row(tokens.iter().map(|token| Dual::constant(-1.0 + token.1.0)).collect());
+            let advantages = row(tokens.iter().map(|token| Dual::constant(token.2.0)).collect());
+            let mask = Array2::from_shape_fn((1, tokens.len()), |(_, t)| tokens[t].3);
+            objective::actor_loss(&row(logp), &old, Some(&reference), &advantages, &mask, None, &options)
+                .expect("a loss")
+                .loss
+        };
+        (0..logp.len()).all(|entry| {
+            let seeded = |step: f64, tangent: f64| {
+                let at = |(t, &x): (usize, &f64)| {
+                    let here = f64::from(u8::from(t == entry));
+                    Dual::variable(x + here * step, here * tangent)
+                };
+                loss(logp.iter().enumerate().map(at).collect())
+            };
+            let difference = (seeded(1e-5, 0.0).value - seeded(-1e-5, 0.0).value) / 2e-5;
+            (seeded(0.0, 1.0).tangent - difference).abs() < 1e-8
+        })
+    }
+    hold(law as fn(Vec<(Unit, Unit, Unit, bool)>) -> bool);
+}
+
+#[test]
+fn exact_gradients_of_the_log_probability_and_entropy_agree_with_differences() {
+    fn law(logits: (Unit, Unit, Unit, Unit), drawn: usize) -> bool {
+        let logits = [logits.0.0, logits.1.0, logits.2.0, logits.3.0].map(|z| 3.0 * z);
+        (0..4).all(|entry| {
+            let at = |step: f64, tangent: f64| {
+                let logits = Array3::from_shape_fn((1, 1, 4), |(_, _, v)| {
+                    let here = f64::from(u8::from(v == entry));
+                    Dual::variable(logits[v] + here * step, here * tangent)
+                });
+                let tokens = array![[(drawn % 4) as i64]];
+                let token = logprob::token(&logits, &tokens, &Softmax::at(0.7)).expect("log-probabilities");
+                (token.logp[[0, 0]], token.entropy[[0, 0]])
+            };
+            let (up, down, exact) = (at(1e-5, 0.0), at(-1e-5, 0.0), at(0.0, 1.0));
+            let agree = |up: f64, down: f64, exact: f64| ((up - down) / 2e-5 - exact).abs() < 1e-8;
+            agree(up.0.value, down.0.value, exact.0.tangent)
+                && agree(up.1.value, down.1.value, exact.1.tangent)
+        })
+    }
+    hold(law as fn((Unit, Unit, Unit, Unit), usize) -> bool);
+}
+
+#[test]
+fn honest_single_precision_stays_within_the_bound() {
+    fn law(rewards: Vec<i8>, base: u8, fineness: u8) -> bool {
+        let rewards = near(base, fineness, &rewards);
+        rewards.len() < 2 || excess(&rewards, &honest_f32(&rewards)) <= 1.0
+    }
+    hold(law as fn(Vec<i8>, u8, u8) -> bool);
+}
+
+#[test]
+fn a_one_pass_variance_falls_outside_the_bound() {
+    let rewards = near(230, 20, &[3, -2, 9, 5, -7, 0, 1, -4]); // around 0.9, within 1e-5 of each other
+    assert!(excess(&rewards, &honest_f32(&rewards)) <= 1.0);
+    assert!(excess(&rewards, &one_pass_f32(&rewards)) > 1.0);
+    // The same shortcut is fine where the rewards are far apart, so the bound forbids nothing that is harmless.
+    let rewards = near(0, 0, &[1, 0, 0, 1, 1, 0, 0, 0]);
+    assert!(excess(&rewards, &one_pass_f32(&rewards)) <= 1.0);
+}
+
+#[test]
+fn the_published_bounds_hold() {
+    let of = |rewards: &[f64]| bounds(rewards).into_iter().fold(0.0, f64::max);
+    let (apart, together) = (of(&[0.9, 1.3, 1.7]), of(&near(230, 20, &[3, -2, 9, 5])));
+    assert!((10.0..40.0).contains(&apart), "{apart}"); // spec/README.md: 25 units
+    assert!((1e5..1e6).contains(&together), "{together}"); // several hundred thousand
+}
+
+/// One token's clipped loss.
+fn clip(log_ratio: f64, advantage: f64, options: &Clip) -> f64 {
+    let loss =
+        objective::clip(&array![[log_ratio]], &array![[0.0]], &array![[advantage]], &array![[true]], options);
+    loss.expect("a loss")[[0, 0]]
+}
+
+/// Rewards around `base / 256` in steps of a power of two, all of which single precision represents.
+fn near(base: u8, fineness: u8, steps: &[i8]) -> Vec<f64> {
+    let step = f64::from(2.0_f32.powi(-i32::from(fineness % 21)));
+    steps.iter().map(|&s| f64::from(base) / 256.0 + f64::from(s) * step).collect()
+}
+
+fn one_group(rewards: &[f64]) -> Question {
+    let inputs = json!({"rewards": rewards, "group": vec![0; rewards.len()]});
+    Question::from_json("advantage.group_norm", &json!({"inputs": inputs})).expect("a question")
+}
+
+fn bounds(rewards: &[f64]) -> Vec<f64> {
+    let answer = evaluate("advantage.group_norm", &one_group(rewards)).expect("an answer");
+    answer.bounds["advantages"].reals().to_vec()
+}
+
+/// The largest error of a single-precision answer over its tolerance; above 1 the answer fails.
+fn excess(rewards: &[f64], answer: &[f32]) -> f64 {
+    let exact = evaluate("advantage.group_norm", &one_group(rewards)).expect("an answer");
+    let (values, bounds) = (exact.outputs["advantages"].reals(), exact.bounds["advantages"].reals());
+    let over = |((&got, value), bound): ((&f32, &f64), &f64)| {
+        let (error, tolerance) = ((f64::from(got) - value).abs(), 4.0 * F32 * bound);
+        if error == 0.0 {
+            0.0
+        } else if error.is_nan() {
+            f64::INFINITY
+        } else {
+            error / tolerance
+        }
+    };
+    answer.iter().zip(values).zip(bounds).map(over).fold(0.0, f64::max)
+}
+
+fn honest_f32(rewards: &[f64]) -> Vec<f32> {
+    let outputs = read::<f32>("advantage.group_norm", &one_group(rewards), |value| value as f32);
+    outputs.expect("an answer")[0].1.iter().copied().collect()
+}
+
+/// Eq. 28 with the variance as mean of squares minus square of the mean.
+fn one_pass_f32(rewards: &[f64]) -> Vec<f32> {
+    let rewards: Vec<f32> = rewards.iter().map(|&reward| reward as f32).collect();
+    let n = rewards.len() as f32;
+    let (sum, squares) = rewards.iter().fold((0.0, 0.0), |(sum, squares), r| (sum + r, squares + r * r));
+    let std = ((squares - sum * sum / n) / (n - 1.0)).max(0.0).sqrt();
+    rewards.iter().map(|r| (r - sum / n) / (std + 1e-6)).collect()
+}

@@ -1,0 +1,132 @@
+//! What is held against the reference: the reference itself in single precision, and libtorch on every device.
+
+use grpo_oracle::Result;
+use grpo_oracle::conformance::{Dtype, compare};
+use grpo_oracle::evaluate::{Evaluation, Question, differentiable, gradient, read};
+use grpo_oracle::formula::Formula;
+
+/// An implementation in one format on one device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Backend {
+    /// The reference read with `f32`.
+    Reference,
+    /// libtorch; real inputs are of this format.
+    #[cfg(feature = "torch")]
+    Torch(tch::Device, Dtype),
+}
+
+/// An answer: name (`grad:` before an input's), values, and the format that they come in.
+pub(crate) type Answer = Vec<(String, Vec<f64>, Dtype)>;
+
+impl Backend {
+    /// Every backend of this build on this machine.
+    pub(crate) fn all() -> Vec<Self> {
+        #[allow(unused_mut, reason = "grows with the torch feature")]
+        let mut backends = vec![Self::Reference];
+        #[cfg(feature = "torch")]
+        {
+            let cuda = (0..tch::Cuda::device_count() as usize).map(tch::Device::Cuda);
+            let devices = std::iter::once(tch::Device::Cpu).chain(cuda);
+            backends.extend(devices.flat_map(|device| Dtype::ALL.map(|dtype| Self::Torch(device, dtype))));
+        }
+        backends
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Reference => "reference-f32".to_owned(),
+            #[cfg(feature = "torch")]
+            Self::Torch(tch::Device::Cuda(index), dtype) => format!("cuda{index}-{}", dtype.name()),
+            #[cfg(feature = "torch")]
+            Self::Torch(_, dtype) => format!("cpu-{}", dtype.name()),
+        }
+    }
+
+    pub(crate) fn is_cuda(&self) -> bool {
+        match self {
+            Self::Reference => false,
+            #[cfg(feature = "torch")]
+            Self::Torch(device, _) => device.is_cuda(),
+        }
+    }
+
+    /// The format of the inputs.
+    pub(crate) fn input_dtype(&self) -> Dtype {
+        match self {
+            Self::Reference => Dtype::F32,
+            #[cfg(feature = "torch")]
+            Self::Torch(_, dtype) => *dtype,
+        }
+    }
+
+    /// The format that the formula is computed in, by which branches are decided.
+    pub(crate) fn compute_dtype(&self) -> Dtype {
+        if self.input_dtype() == Dtype::F64 { Dtype::F64 } else { Dtype::F32 }
+    }
+
+    /// The backend's answer.
+    pub(crate) fn answer(&self, id: &str, question: &Question) -> Result<Answer> {
+        match self {
+            Self::Reference => {
+                let single = |value: f64| value as f32;
+                let values =
+                    |array: &ndarray::ArrayD<f32>| array.iter().map(|&value| f64::from(value)).collect();
+                let outputs = read(id, question, single)?;
+                let outputs =
+                    outputs.iter().map(|(name, array)| ((*name).to_owned(), values(array), Dtype::F32));
+                let mut answer: Answer = outputs.collect();
+                for input in differentiable(Formula::<f64>::find(id)?, question) {
+                    let gradient = gradient(id, question, input, single)?;
+                    answer.push((format!("grad:{input}"), values(&gradient), Dtype::F32));
+                }
+                Ok(answer)
+            }
+            #[cfg(feature = "torch")]
+            Self::Torch(device, dtype) => torch_answer(id, question, *device, *dtype),
+        }
+    }
+}
+
+/// Holds an answer against the reference's, within the derived tolerance.
+pub(crate) fn judge(expected: &Evaluation, answer: &Answer) -> Result<(), String> {
+    if let Some(missing) =
+        expected.bounds.keys().find(|name| !answer.iter().any(|(answered, ..)| answered == *name))
+    {
+        return Err(format!("`{missing}` is missing from the answer"));
+    }
+    for (name, got, dtype) in answer {
+        let right = match name.strip_prefix("grad:") {
+            Some(input) => expected.gradients.get(input),
+            None => expected.outputs.get(name),
+        };
+        let right = right.ok_or_else(|| format!("`{name}` is answered but not expected"))?;
+        compare(right.reals(), expected.bounds[name].reals(), got, *dtype)
+            .map_err(|worst| format!("`{name}` in {}: {worst}", dtype.name()))?;
+    }
+    Ok(())
+}
+
+#[cfg(feature = "torch")]
+fn torch_answer(id: &str, question: &Question, device: tch::Device, dtype: Dtype) -> Result<Answer> {
+    use tch::{Kind, Tensor};
+
+    let kind = match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+    };
+    let read = |name: String, tensor: &Tensor| {
+        let dtype = match tensor.kind() {
+            Kind::Double => Dtype::F64,
+            Kind::Float => Dtype::F32,
+            Kind::BFloat16 => Dtype::Bf16,
+            other => panic!("`{name}` is of {other:?}"),
+        };
+        let flat = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Double).reshape([-1]);
+        (name, Vec::<f64>::try_from(flat).unwrap(), dtype)
+    };
+    let answer = grpo_oracle::evaluate::evaluate_torch(id, question, device, kind)?;
+    let outputs = answer.outputs.iter().map(|(name, tensor)| read(name.clone(), tensor));
+    let gradients = answer.gradients.iter().map(|(name, tensor)| read(format!("grad:{name}"), tensor));
+    Ok(outputs.chain(gradients).collect())
+}

@@ -1,0 +1,124 @@
+//! What is checked of every formula with every backend.
+
+use std::path::Path;
+
+use grpo_oracle::conformance::is_applicable;
+use grpo_oracle::evaluate::{Question, evaluate};
+use grpo_oracle::fixture::{self, Expected};
+use grpo_oracle::formula::Formula;
+use libtest_mimic::Failed;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use serde_json::json;
+
+use crate::backend::{Backend, judge};
+use crate::questions;
+
+/// Every golden case whose inputs the format represents: values, gradients or the error's code.
+pub(crate) fn fixtures(id: &str, backend: Backend) -> Result<(), Failed> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1");
+    let fixture = fixture::read(&fixture::path_of(&root, id))?;
+    let (mut judged, mut not_applicable) = (0, Vec::new());
+    for case in &fixture.cases {
+        let answer = backend.answer(id, &case.question);
+        match (&case.expected, answer) {
+            (Expected::Error(code), Err(error)) if error.code() == code => judged += 1,
+            (Expected::Error(code), answer) => {
+                return Err(format!("case {}: expected the error `{code}`, got {answer:?}", case.id).into());
+            }
+            (Expected::Answer(_), Err(error)) => return Err(format!("case {}: {error}", case.id).into()),
+            (Expected::Answer(expected), Ok(answer)) => {
+                let has_numbers = case.question.inputs.values().any(|array| !array.reals().is_empty());
+                let exact =
+                    !has_numbers || case.exact_in.iter().any(|dtype| dtype == backend.input_dtype().name());
+                if !exact || !is_applicable(expected.margin, backend.compute_dtype()) {
+                    not_applicable.push(case.id.as_str());
+                    continue;
+                }
+                judge(expected, &answer).map_err(|problem| format!("case {}: {problem}", case.id))?;
+                judged += 1;
+            }
+        }
+    }
+    if judged == 0 {
+        return Err("no case was judged".into());
+    }
+    println!("{id}, {}: {judged} cases judged, not applicable: {not_applicable:?}", backend.name());
+    Ok(())
+}
+
+/// Generated questions of every family, with NaN in masked slots: values and gradients within the derived tolerance.
+pub(crate) fn random(id: &str, backend: Backend) -> Result<(), Failed> {
+    let formula = Formula::<f64>::find(id)?;
+    let mut judged = 0_u32;
+    let mut skipped = 0_u32;
+    let mut runner = TestRunner::new(Config { source_file: Some(file!()), ..Config::default() });
+    let outcome = runner.run(&questions::strategy(formula), |question| {
+        let answer = backend.answer(id, &question);
+        let expected = match (evaluate(id, &question), answer) {
+            (Ok(expected), Ok(answer)) => Ok((expected, answer)),
+            (Err(expected), Err(got)) if expected.code() == got.code() => return Ok(()),
+            (expected, got) => {
+                Err(TestCaseError::fail(format!("the reference says {expected:?}, the backend {got:?}")))
+            }
+        };
+        let (expected, answer) = expected?;
+        if !is_applicable(expected.margin, backend.compute_dtype()) {
+            return Ok(());
+        }
+        judge(&expected, &answer)
+            .map_err(|problem| TestCaseError::fail(format!("{problem}\n{}", question.to_json())))
+    });
+    // The runner's closure cannot count, so that applicability is measured on a sample of its own.
+    for question in questions::sample(formula, 64) {
+        match evaluate(id, &question) {
+            Ok(expected) if is_applicable(expected.margin, backend.compute_dtype()) => judged += 1,
+            _ => skipped += 1,
+        }
+    }
+    outcome.map_err(|failure| Failed::from(failure.to_string()))?;
+    if judged <= skipped {
+        return Err(format!("of {} questions only {judged} are applicable", judged + skipped).into());
+    }
+    Ok(())
+}
+
+/// Wrong shapes, missing inputs and bad options: the same error code from both sides.
+pub(crate) fn rejects(id: &str, backend: Backend) -> Result<(), Failed> {
+    let formula = Formula::<f64>::find(id)?;
+    let question = questions::sample(formula, 32).into_iter().find(|question| evaluate(id, question).is_ok());
+    let question = question.ok_or("no question of the sample is answered")?;
+    let same = |what: &str, question: &Question, code: &[&str]| {
+        let reference = evaluate(id, question).err().map(|error| error.code());
+        let other = backend.answer(id, question).err().map(|error| error.code());
+        if reference == other && reference.is_some_and(|reference| code.contains(&reference)) {
+            return Ok(());
+        }
+        Err(Failed::from(format!(
+            "{what}: the reference says {reference:?}, the backend {other:?}, wanted {code:?}"
+        )))
+    };
+    for input in formula.inputs.iter().filter(|input| input.is_read(&question.options)) {
+        let mut missing = question.clone();
+        missing.inputs.remove(input.name);
+        same(&format!("`{}` missing", input.name), &missing, &["input"])?;
+
+        let mut longer = question.clone();
+        if let Some(array) = longer.inputs.get_mut(input.name)
+            && questions::lengthen(array)
+        {
+            same(&format!("`{}` longer", input.name), &longer, &["shape", "input"])?;
+        }
+        let mut deeper = question.clone();
+        if let Some(array) = deeper.inputs.get_mut(input.name)
+            && questions::deepen(array)
+        {
+            same(&format!("`{}` with another axis", input.name), &deeper, &["rank", "shape", "input"])?;
+        }
+    }
+    for option in formula.options {
+        let mut bad = question.clone();
+        bad.options.insert(option.name.to_owned(), json!("no such value"));
+        same(&format!("option `{}` of the wrong type", option.name), &bad, &["option"])?;
+    }
+    Ok(())
+}
