@@ -14,6 +14,8 @@ pub mod reference;
 pub mod spec;
 #[cfg(feature = "torch")]
 pub mod torch;
+#[cfg(feature = "torch")]
+pub mod train;
 pub mod value;
 
 pub use error::{Error, Result};

@@ -101,6 +101,13 @@ impl Model {
         self.forward(tokens, attention_mask, None)
     }
 
+    /// As [`Model::hidden`], with everything said that is derived there from a mask: each token's position
+    /// `[B, S]` (i64), and which tokens it sees, `visible` `[B, S, S]` (bool, a row for each token that looks;
+    /// every token must see itself). Several responses can so stand behind one prompt.
+    pub fn hidden_at(&self, tokens: &Tensor, positions: &Tensor, visible: &Tensor) -> Tensor {
+        self.layers_of(tokens, positions, &bias(&visible.unsqueeze(1), self.kind()), None)
+    }
+
     /// The logits `[.., V]` of hidden states `[.., H]`.
     pub fn head(&self, hidden: &Tensor) -> Tensor {
         linear(hidden, self.head.as_ref().unwrap_or(&self.embedding))

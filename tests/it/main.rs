@@ -11,3 +11,5 @@ mod llm;
 mod readme;
 mod spec;
 mod tidy;
+#[cfg(feature = "torch")]
+mod train;

@@ -1,0 +1,136 @@
+//! Problems in GSM8K's format, and the files that hold them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::Path;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::builtin::Level;
+use crate::{Error, Result};
+
+/// One problem: a question, and a worked answer whose last line is `#### ` and the final number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is asked.
+    pub question: String,
+    /// The worked solution, ending in `#### N`.
+    pub answer: String,
+}
+
+/// Problems to train on and problems held out, with the words that say where they came from.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// Problems for the rollouts.
+    pub train: Vec<Problem>,
+    /// Problems for the evaluation; none of them is in `train`.
+    pub test: Vec<Problem>,
+    /// Where the problems came from, for the first line of output and the run's record.
+    pub source: String,
+    /// The level of built-in problems; `None` for GSM8K itself.
+    pub level: Option<Level>,
+}
+
+/// GSM8K as its authors publish it: `train.jsonl` and `test.jsonl` in one folder.
+///
+/// # Errors
+/// `file` as [`jsonl`] gives it.
+pub fn folder(folder: &Path) -> Result<Dataset> {
+    Ok(Dataset {
+        train: jsonl(&folder.join("train.jsonl"))?,
+        test: jsonl(&folder.join("test.jsonl"))?,
+        source: format!("GSM8K from {}", folder.display()),
+        level: None,
+    })
+}
+
+/// One file of problems, one JSON object with `question` and `answer` a line; empty lines are passed over.
+///
+/// # Errors
+/// `file` if the file is missing or holds no problem, and with the line's number if a line is not a problem.
+pub fn jsonl(path: &Path) -> Result<Vec<Problem>> {
+    let file = File::open(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            Error::file(path, "there is no such file; the data folder must hold train.jsonl and test.jsonl")
+        }
+        _ => Error::file(path, error),
+    })?;
+    let mut problems = Vec::new();
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let broken =
+            |problem: &dyn std::fmt::Display| Error::file(path, format!("line {}: {problem}", number + 1));
+        let line = line.map_err(|error| broken(&error))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let problem: Problem = serde_json::from_str(&line)
+            .map_err(|error| broken(&format!("not an object with `question` and `answer` ({error})")))?;
+        problems.push(checked(problem).map_err(|problem| broken(&problem))?);
+    }
+    not_empty(problems, path)
+}
+
+/// One Parquet file of problems with the text columns `question` and `answer`, as the hub holds GSM8K.
+///
+/// # Errors
+/// `file` if the file cannot be read or holds no problem, and with the row's number if a row is not a problem.
+pub fn parquet(path: &Path) -> Result<Vec<Problem>> {
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    let unreadable = |error| Error::file(path, format!("not a readable Parquet file ({error})"));
+    let reader = SerializedFileReader::new(file).map_err(unreadable)?;
+    let mut problems = Vec::new();
+    for (number, row) in reader.get_row_iter(None).map_err(unreadable)?.enumerate() {
+        let row = row.map_err(unreadable)?;
+        let problem = problem(&row)
+            .and_then(checked)
+            .map_err(|problem| Error::file(path, format!("row {}: {problem}", number + 1)))?;
+        problems.push(problem);
+    }
+    not_empty(problems, path)
+}
+
+/// The `count` problems of one training step: the problems in an order drawn from `seed`, reshuffled whenever all of
+/// them have been used.
+pub fn draw(problems: &[Problem], step: usize, count: usize, seed: u64) -> Vec<&Problem> {
+    (step * count..(step + 1) * count)
+        .map(|position| {
+            let (epoch, place) = (position / problems.len(), position % problems.len());
+            &problems[order(problems.len(), seed.wrapping_add(epoch as u64))[place]]
+        })
+        .collect()
+}
+
+fn order(length: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..length).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    order
+}
+
+fn problem(row: &Row) -> Result<Problem, String> {
+    let text = |wanted: &str| match row.get_column_iter().find(|(name, _)| name.as_str() == wanted) {
+        Some((_, Field::Str(text))) => Ok(text.clone()),
+        Some(_) => Err(format!("`{wanted}` is not text")),
+        None => Err(format!("there is no column `{wanted}`")),
+    };
+    Ok(Problem { question: text("question")?, answer: text("answer")? })
+}
+
+fn checked(problem: Problem) -> Result<Problem, String> {
+    // Without the mark no response could ever be rewarded.
+    match problem.answer.contains("#### ") {
+        true => Ok(problem),
+        false => Err("the answer has no line `#### N` with the final number".to_owned()),
+    }
+}
+
+fn not_empty(problems: Vec<Problem>, path: &Path) -> Result<Vec<Problem>> {
+    match problems.is_empty() {
+        true => Err(Error::file(path, "the file holds no problems")),
+        false => Ok(problems),
+    }
+}

@@ -1,0 +1,15 @@
+//! Training a language model on GSM8K: problems, prompts, rollouts, the optimisation step, evaluation, and the record
+//! of a run. `examples/gsm8k/main.rs` is the loop over these pieces.
+
+pub mod builtin;
+pub mod curves;
+pub mod data;
+pub mod evaluate;
+pub mod hub;
+pub mod optim;
+pub mod progress;
+pub mod prompt;
+pub mod report;
+pub mod rollout;
+pub mod score;
+pub mod step;

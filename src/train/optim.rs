@@ -1,0 +1,105 @@
+//! AdamW and the global-norm gradient clip over a plain list of parameters. tch's own optimiser wants its `VarStore`,
+//! which the model does not use.
+
+use tch::{Kind, Tensor, no_grad};
+
+/// What AdamW is tuned with; fields as PyTorch names them.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct AdamWOptions {
+    /// The learning rate.
+    pub lr: f64,
+    /// Decay of the gradient's running mean.
+    pub beta1: f64,
+    /// Decay of the squared gradient's running mean.
+    pub beta2: f64,
+    /// Added to the root of the squared gradient's mean.
+    pub eps: f64,
+    /// Decoupled: the parameters shrink by `lr * weight_decay` a step.
+    pub weight_decay: f64,
+}
+
+impl AdamWOptions {
+    /// PyTorch's betas and eps, no weight decay: what RL trainers use.
+    pub fn at(lr: f64) -> Self {
+        Self { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// The optimiser: the parameters that it moves and their two running means.
+#[derive(Debug)]
+pub struct AdamW {
+    /// The options; the learning rate may be changed between steps.
+    pub options: AdamWOptions,
+    slots: Vec<Slot>,
+    steps: i32,
+}
+
+#[derive(Debug)]
+struct Slot {
+    param: Tensor,
+    m: Tensor,
+    v: Tensor,
+}
+
+impl AdamW {
+    /// An optimiser of `parameters`, which are shallow clones of the model's leaves.
+    pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamWOptions) -> Self {
+        let slots = parameters
+            .into_iter()
+            .map(|param| Slot { m: param.zeros_like(), v: param.zeros_like(), param })
+            .collect();
+        Self { options, slots, steps: 0 }
+    }
+
+    /// Forgets all gradients.
+    pub fn zero_grad(&mut self) {
+        for slot in &mut self.slots {
+            slot.param.zero_grad();
+        }
+    }
+
+    /// Scales all gradients so that their global norm is at most `max_norm`; returns the norm before that.
+    pub fn clip_grad_norm(&self, max_norm: f64) -> f64 {
+        clip_grad_norm(self.slots.iter().map(|slot| &slot.param), max_norm)
+    }
+
+    /// One step; parameters without a gradient stay as they are.
+    pub fn step(&mut self) {
+        self.steps += 1;
+        let AdamWOptions { lr, beta1, beta2, eps, weight_decay } = self.options;
+        let (correction1, correction2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
+        no_grad(|| {
+            for Slot { param, m, v } in &mut self.slots {
+                let grad = param.grad();
+                if !grad.defined() {
+                    continue;
+                }
+                let _ = param.g_mul_scalar_(1.0 - lr * weight_decay);
+                let _ = m.lerp_(&grad, 1.0 - beta1);
+                let _ = v.g_mul_scalar_(beta2).addcmul_(&grad, &(&grad * (1.0 - beta2)));
+                let denominator = v.sqrt() / correction2.sqrt() + eps;
+                let _ = param.addcdiv_(&(&*m * (-lr / correction1)), &denominator);
+            }
+        });
+    }
+}
+
+/// Scales the gradients of `parameters` so that their global norm is at most `max_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` does; returns the norm before that.
+pub fn clip_grad_norm<'a>(parameters: impl Iterator<Item = &'a Tensor>, max_norm: f64) -> f64 {
+    no_grad(|| {
+        let mut grads: Vec<Tensor> = parameters.map(Tensor::grad).filter(Tensor::defined).collect();
+        if grads.is_empty() {
+            return 0.0;
+        }
+        let norms: Vec<Tensor> = grads.iter().map(|grad| grad.norm().to_kind(Kind::Float)).collect();
+        let norm = Tensor::stack(&norms, 0).norm().double_value(&[]);
+        let scale = max_norm / (norm + 1e-6);
+        if scale < 1.0 {
+            for grad in &mut grads {
+                let _ = grad.g_mul_scalar_(scale);
+            }
+        }
+        norm
+    })
+}

@@ -1,0 +1,140 @@
+//! Log-probabilities of sampled responses. The responses to one problem share one pass over their prompt.
+
+use tch::{Kind, Tensor};
+
+use crate::Result;
+use crate::llm::Model;
+use crate::options::Softmax;
+use crate::torch::logprob;
+
+/// Some rows of a rollout: b prompts padded on the left to P tokens, b responses padded on the right to T tokens.
+#[derive(Debug)]
+pub struct Responses {
+    /// [b, P+T] i64.
+    pub tokens: Tensor,
+    /// [b, P+T] bool.
+    pub attention_mask: Tensor,
+    /// [b, T] bool.
+    pub response_mask: Tensor,
+    /// [b] i64; neighbouring rows with the same label have the same prompt.
+    pub group: Tensor,
+}
+
+/// What a model gives each response token, [b, T]; 0 in masked slots.
+#[derive(Debug)]
+pub struct Scores {
+    /// The token's log-probability.
+    pub logp: Tensor,
+    /// The entropy, in nats, of the distribution that it was drawn from.
+    pub entropy: Tensor,
+}
+
+impl Responses {
+    /// Scores the responses under a model. The vocabulary head, the widest layer, is applied only where a response
+    /// token stands.
+    ///
+    /// # Errors
+    /// As [`logprob::token`].
+    pub fn score(&self, model: &Model, temperature: f64) -> Result<Scores> {
+        let packed = self.packed();
+        let hidden = model.hidden_at(&packed.tokens, &packed.positions, &packed.visible);
+        let hidden = hidden.index_select(1, &packed.before).index(&[Some(&packed.response_mask)]);
+        let (_, responses) = self.halves(&self.tokens);
+        let targets = responses.index(&[Some(&self.response_mask)]);
+        let scores = logprob::token(
+            &model.head(&hidden).unsqueeze(0),
+            &targets.unsqueeze(0),
+            &Softmax::at(temperature),
+        )?;
+        // Packing keeps the order of the rows, so the list of kept tokens is the same as here.
+        let spread = |values: &Tensor| {
+            let zeros = self.response_mask.zeros_like().to_kind(values.kind());
+            zeros.masked_scatter(&self.response_mask, &values.squeeze_dim(0))
+        };
+        Ok(Scores { logp: spread(&scores.logp), entropy: spread(&scores.entropy) })
+    }
+
+    /// One row a group: its prompt, then its responses one behind the other.
+    fn packed(&self) -> Packed {
+        let (device, (prompts, responses)) = (self.tokens.device(), self.halves(&self.tokens));
+        let (left, right) = (prompts.size()[1], responses.size()[1]);
+        let runs = runs(&self.group);
+        let (groups, most) = (runs.len() as i64, runs.iter().map(|run| run.1).max().unwrap_or(0));
+
+        // Row of each of a group's places; groups with fewer responses repeat one and mask it out.
+        let places: Vec<i64> = runs
+            .iter()
+            .flat_map(|&(first, count)| (0..most).map(move |k| first + k.min(count - 1)))
+            .collect();
+        let used: Vec<bool> = runs.iter().flat_map(|&(_, count)| (0..most).map(move |k| k < count)).collect();
+        let first: Vec<i64> = runs.iter().map(|run| run.0).collect();
+        let [places, first] = [places, first].map(|rows| Tensor::from_slice(&rows).to_device(device));
+        let used = Tensor::from_slice(&used).to_device(device).unsqueeze(1);
+        let side_by_side = |rows: Tensor| rows.view([groups, most * right]);
+
+        let prompt_mask = self.halves(&self.attention_mask).0.index_select(0, &first);
+        let response_mask = side_by_side(self.response_mask.index_select(0, &places).logical_and(&used));
+        let tokens = Tensor::cat(
+            &[prompts.index_select(0, &first), side_by_side(responses.index_select(0, &places))],
+            1,
+        );
+
+        // A response goes on from its prompt's length, whichever place it has in the row.
+        let whole_numbers = (Kind::Int64, device);
+        let within = (prompt_mask.cumsum(1, Kind::Int64) - 1).clamp_min(0);
+        let onwards = prompt_mask.sum_dim_intlist(1i64, true, Kind::Int64)
+            + Tensor::arange(right, whole_numbers).repeat([most]);
+        let positions = Tensor::cat(&[within, onwards], 1);
+
+        // Everyone sees the prompt and the earlier tokens of their own response. Padding sees itself.
+        let width = left + most * right;
+        let place = Tensor::arange(width, whole_numbers);
+        let block = (&place - left).divide_scalar_mode(right, "floor").clamp_min(-1);
+        let own = block.unsqueeze(1).eq_tensor(&block).logical_or(&block.lt(0));
+        let earlier = place.unsqueeze(1).ge_tensor(&place);
+        let real = Tensor::cat(&[prompt_mask, response_mask.shallow_clone()], 1).unsqueeze(1);
+        let itself = Tensor::eye(width, (Kind::Bool, device));
+        let visible = real.logical_and(&own.logical_and(&earlier)).logical_or(&itself);
+
+        // The state before a token predicts it: before a response's first token, the prompt's last.
+        let slots = Tensor::arange(most * right, whole_numbers);
+        let opens = slots.remainder(right).eq(0);
+        let before = (slots + (left - 1)).masked_fill(&opens, left - 1);
+        Packed { tokens, positions, visible, before, response_mask }
+    }
+
+    fn halves(&self, tensor: &Tensor) -> (Tensor, Tensor) {
+        let right = self.response_mask.size()[1];
+        let left = tensor.size()[1] - right;
+        (tensor.narrow(1, 0, left), tensor.narrow(1, left, right))
+    }
+}
+
+/// G groups of at most m responses: width W = P + m T.
+struct Packed {
+    /// [G, W].
+    tokens: Tensor,
+    /// [G, W].
+    positions: Tensor,
+    /// [G, W, W]: who looks (row) at whom (column).
+    visible: Tensor,
+    /// [m T]: where the state stands that predicts each response token.
+    before: Tensor,
+    /// [G, m T].
+    response_mask: Tensor,
+}
+
+/// First row and number of rows of each run of equal labels.
+fn runs(group: &Tensor) -> Vec<(i64, i64)> {
+    let mut runs: Vec<(i64, i64)> = Vec::new();
+    let mut last = None;
+    for row in 0..group.size()[0] {
+        let label = group.int64_value(&[row]);
+        match runs.last_mut() {
+            Some(run) if last == Some(label) => run.1 += 1,
+            _ => runs.push((row, 1)),
+        }
+        last = Some(label);
+    }
+    runs
+}

@@ -1,0 +1,711 @@
+//! The trainer on a random Llama of two layers: what is exact about an update, what is read, what is written.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::Parser;
+use grpo_oracle::llm::{Llm, Sampling};
+use grpo_oracle::options::{ActorLoss, Aggregate, Gsm8k, LossAggMode};
+use grpo_oracle::torch::reward;
+use grpo_oracle::train::builtin::{self, Level};
+use grpo_oracle::train::data::{self, Problem};
+use grpo_oracle::train::hub::{self, Hub};
+use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
+use grpo_oracle::train::rollout::{self, Rollout};
+use grpo_oracle::train::score::Responses;
+use grpo_oracle::train::step::{self, StepOptions};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use serde_json::{Value, json};
+use tch::nn::OptimizerConfig;
+use tch::{Device, Kind, Tensor, nn, no_grad};
+use tempfile::TempDir;
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+#[allow(dead_code)] // its `main` has no caller here
+#[path = "../../examples/gsm8k/main.rs"]
+mod gsm8k;
+
+// ---- the update ----
+
+#[test]
+fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
+    let (policy, reference) = (tiny(1, Kind::Double), tiny(2, Kind::Double));
+    let (rollout, advantages) = ragged();
+    for mode in [
+        LossAggMode::TokenMean,
+        LossAggMode::TokenSum,
+        LossAggMode::SeqMeanTokenSum,
+        LossAggMode::SeqMeanTokenMean,
+        LossAggMode::SeqMeanTokenSumNorm,
+    ] {
+        let gradients = |micro_batch: usize| {
+            let loss = ActorLoss { kl_loss_coef: 0.3, entropy_coeff: 0.1, ..loss(mode) };
+            let options = StepOptions { micro_batch, ..step_options(loss) };
+            let mut optimizer = still(&policy);
+            let (metrics, record) = step::update(
+                &policy.model,
+                Some(&reference.model),
+                &mut optimizer,
+                &rollout,
+                &advantages,
+                &options,
+            )
+            .unwrap();
+            assert_eq!(record.logp.size()[0], micro_batch.min(6) as i64);
+            (metrics, all_gradients(&policy))
+        };
+        let (whole, gradient) = gradients(6);
+        assert!(gradient.abs().max().double_value(&[]) > 1e-2, "{mode:?}: there is no gradient to compare");
+        for micro_batch in [1, 2, 4, 100] {
+            let (parts, sum) = gradients(micro_batch);
+            let difference = (&sum - &gradient).abs().max().double_value(&[]);
+            assert!(
+                difference < 1e-12,
+                "{mode:?}, {micro_batch} a micro-batch: gradients differ by {difference:e}"
+            );
+            for (name, a, b) in [
+                ("loss", parts.loss, whole.loss),
+                ("kl", parts.kl, whole.kl),
+                ("entropy", parts.entropy, whole.entropy),
+                ("ratio_mean", parts.ratio_mean, whole.ratio_mean),
+                ("grad_norm", parts.grad_norm, whole.grad_norm),
+            ] {
+                assert!(
+                    (a - b).abs() < 1e-10,
+                    "{mode:?}, {micro_batch} a micro-batch: {name} is {a}, not {b}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn without_advantages_and_kl_nothing_moves() {
+    let policy = tiny(1, Kind::Float);
+    let (rollout, advantages) = ragged();
+    let before = all_parameters(&policy);
+    let mut optimizer = optimizer(&policy, 1e-2);
+    let options = step_options(loss(LossAggMode::TokenMean));
+    let zero = advantages.zeros_like();
+    let (metrics, _) = step::update(&policy.model, None, &mut optimizer, &rollout, &zero, &options).unwrap();
+    assert_eq!(metrics.grad_norm, 0.0);
+    assert_eq!(all_gradients(&policy).abs().max().double_value(&[]), 0.0);
+    assert_eq!(all_parameters(&policy), before);
+    // The same step with advantages does move.
+    step::update(&policy.model, None, &mut optimizer, &rollout, &advantages, &options).unwrap();
+    assert_ne!(all_parameters(&policy), before);
+}
+
+#[test]
+fn later_updates_of_a_step_are_off_policy() {
+    let policy = tiny(1, Kind::Double);
+    let (rollout, advantages) = ragged();
+    let run = |epochs: usize, mini_batch: usize, policy: &Llm| {
+        let options =
+            StepOptions { epochs, mini_batch, micro_batch: 2, ..step_options(loss(LossAggMode::TokenMean)) };
+        step::update(&policy.model, None, &mut optimizer(policy, 1e-2), &rollout, &advantages, &options)
+            .unwrap()
+    };
+    let (single, record) = run(1, 6, &policy);
+    assert_eq!((single.updates, single.ratio_mean, single.clip_fraction), (1, 1.0, 0.0));
+    assert_eq!(record.logp, record.logp_old);
+
+    let policy = tiny(1, Kind::Double);
+    let (several, record) = run(2, 3, &policy);
+    assert_eq!(several.updates, 4);
+    // The first micro-batch is still on-policy; its old log-probabilities came from a pass of their own.
+    assert!((&record.logp - &record.logp_old).abs().max().double_value(&[]) < 1e-12);
+    assert!((several.ratio_mean - 1.0).abs() > 1e-6, "the ratio stayed at {}", several.ratio_mean);
+    assert!(several.ppo_kl != 0.0);
+}
+
+#[test]
+fn the_recorded_loss_is_that_of_the_recorded_tensors() {
+    let (policy, reference) = (tiny(1, Kind::Double), tiny(2, Kind::Double));
+    let (rollout, advantages) = ragged();
+    let options = StepOptions {
+        micro_batch: 4,
+        ..step_options(ActorLoss { kl_loss_coef: 0.5, ..loss(LossAggMode::TokenMean) })
+    };
+    let mut optimizer = still(&policy);
+    let (_, record) =
+        step::update(&policy.model, Some(&reference.model), &mut optimizer, &rollout, &advantages, &options)
+            .unwrap();
+    assert_eq!(record.options.aggregate.batch_num_tokens, Some(2.0 + 5.0 + 1.0 + 3.0 + 5.0 + 4.0));
+    // ratio 1: the policy term is -A, the KL term is k3; both over the tokens of the whole batch.
+    let log_ratio = record.logp_ref.unwrap() - &record.logp;
+    let tokens: Tensor = -&record.advantages + 0.5 * (log_ratio.exp() - &log_ratio - 1.0);
+    let by_hand = (tokens * record.response_mask).sum(Kind::Double).double_value(&[]) / 20.0;
+    assert!((record.loss - by_hand).abs() < 1e-12, "{} is not {by_hand}", record.loss);
+}
+
+#[test]
+fn an_impossible_update_is_refused() {
+    let policy = tiny(1, Kind::Float);
+    let (rollout, advantages) = ragged();
+    let refused = |options: &StepOptions| {
+        step::update(&policy.model, None, &mut still(&policy), &rollout, &advantages, options).unwrap_err()
+    };
+    let plain = step_options(loss(LossAggMode::TokenMean));
+    assert_eq!(refused(&StepOptions { micro_batch: 0, ..plain }).code(), "option");
+    let kl = ActorLoss { kl_loss_coef: 0.1, ..plain.loss };
+    assert_eq!(refused(&StepOptions { loss: kl, ..plain }).code(), "input");
+}
+
+// ---- the rollout ----
+
+#[test]
+fn the_response_mask_keeps_the_stop_token_and_leaves_padding_out() {
+    // The padding token is the stop token, as in many chat models: only the lengths can tell them apart.
+    let stop = 7;
+    let padded =
+        rollout::pad(&[vec![1, 2, 3], vec![4]], &[vec![5, stop], vec![6, 6, 6, stop]], stop, Device::Cpu);
+    let rows = |tensor: &Tensor| Vec::<Vec<i64>>::try_from(tensor.to_kind(Kind::Int64)).unwrap();
+    assert_eq!(rows(&padded.tokens), [[1, 2, 3, 5, 7, 7, 7], [7, 7, 4, 6, 6, 6, 7]]);
+    assert_eq!(rows(&padded.attention_mask), [[1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1]]);
+    assert_eq!(rows(&padded.response_mask), [[1, 1, 0, 0], [1, 1, 1, 1]]);
+}
+
+#[test]
+fn a_rollout_fits_together() {
+    let llm = tiny(3, Kind::Float);
+    let problems = builtin::problems(Level::Easy, 0).train;
+    let sampling = Sampling { temperature: 1.0, top_p: 1.0, max_new_tokens: 120, seed: 5 };
+    let rollout = rollout::sample(&llm, &[&problems[0], &problems[1]], 8, &sampling).unwrap();
+    assert_eq!(Vec::<i64>::try_from(&rollout.group).unwrap(), [[0; 8], [1; 8]].concat());
+    assert!(rollout.stopped.contains(&true), "no response ended by itself; the test needs one");
+    assert_eq!(rollout.rewards(&Gsm8k::strict()).unwrap().size(), [16]);
+
+    let prompt_length = rollout.tokens.size()[1] - rollout.response_length();
+    let stop = llm.tokenizer.stop_tokens();
+    for (row, (&length, &stopped)) in rollout.lengths.iter().zip(&rollout.stopped).enumerate() {
+        let row = row as i64;
+        assert_eq!(rollout.response_mask.get(row).sum(Kind::Int64).int64_value(&[]), length as i64);
+        let last = rollout.tokens.int64_value(&[row, prompt_length + length as i64 - 1]);
+        assert_eq!(stop.contains(&last), stopped, "the last kept token is the stop token, if there was one");
+    }
+    let text = llm.tokenizer.decode(&Vec::<i64>::try_from(rollout.tokens.get(0)).unwrap()).unwrap();
+    assert!(text.contains(&problems[0].question));
+}
+
+#[test]
+fn scores_are_those_of_each_response_on_its_own() {
+    let llm = tiny(1, Kind::Double);
+    // Two groups of three; three and one of different sizes; every row with a prompt of its own.
+    for group in [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]] {
+        let responses = ragged_responses(&group);
+        let Responses { tokens, attention_mask, response_mask, .. } = &responses;
+        let scores = responses.score(&llm.model, 0.7).unwrap();
+        for row in 0..6 {
+            let real = tokens.get(row).masked_select(&attention_mask.get(row)).unsqueeze(0);
+            let all = real.ones_like().to_kind(Kind::Bool);
+            let logp = (llm.model.head(&llm.model.hidden(&real, &all)) / 0.7).log_softmax(-1, Kind::Double);
+            let entropy = -(logp.exp() * &logp).sum_dim_intlist(-1i64, false, Kind::Double);
+            let length = response_mask.get(row).sum(Kind::Int64).int64_value(&[]);
+            for t in 0..length {
+                let place = real.size()[1] - length + t;
+                for (name, alone, scored) in [
+                    ("logp", logp.double_value(&[0, place - 1, real.int64_value(&[0, place])]), &scores.logp),
+                    ("entropy", entropy.double_value(&[0, place - 1]), &scores.entropy),
+                ] {
+                    let scored = scored.double_value(&[row, t]);
+                    let place = format!("groups {group:?}, row {row}, token {t}");
+                    assert!((alone - scored).abs() < 1e-12, "{place}: {name} is {scored}, not {alone}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_stands_in_padding_reaches_no_score() {
+    let llm = tiny(1, Kind::Double);
+    let responses = ragged_responses(&[0, 0, 0, 1, 1, 1]);
+    let plain = responses.score(&llm.model, 1.0).unwrap();
+    let tokens =
+        responses.tokens.where_self(&responses.attention_mask, &(responses.tokens.zeros_like() + 99));
+    assert_ne!(tokens, responses.tokens);
+    let outside = plain.logp.masked_select(&responses.response_mask.logical_not());
+    assert_eq!(outside.abs().max().double_value(&[]), 0.0);
+    let rubbish = Responses { tokens, ..responses }.score(&llm.model, 1.0).unwrap();
+    assert_eq!((plain.logp, plain.entropy), (rubbish.logp, rubbish.entropy));
+}
+
+// ---- the optimiser ----
+
+#[test]
+fn adamw_and_the_gradient_clip_are_pytorchs() {
+    let options = AdamWOptions { lr: 0.05, beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.1 };
+    let store = nn::VarStore::new(Device::Cpu);
+    tch::manual_seed(1);
+    let (a, b) = (store.root().randn_standard("a", &[3, 4]), store.root().randn_standard("b", &[5]));
+    let config = nn::AdamW { beta1: 0.8, beta2: 0.95, wd: 0.1, eps: 1e-6, amsgrad: false };
+    let mut theirs = config.build(&store, 0.05).unwrap();
+    let own = |tensor: &Tensor| tensor.detach().copy().set_requires_grad(true);
+    let mut parameters = [own(&a), own(&b)];
+    let mut ours = AdamW::new(parameters.iter().map(Tensor::shallow_clone), options);
+    for step in 1..=20 {
+        let loss = |a: &Tensor, b: &Tensor| {
+            (a.sin() * step as f64).sum(Kind::Float) + b.pow_tensor_scalar(4).sum(None)
+        };
+        theirs.zero_grad();
+        loss(&a, &b).backward();
+        theirs.clip_grad_norm(0.7);
+        theirs.step();
+        ours.zero_grad();
+        loss(&parameters[0], &parameters[1]).backward();
+        assert!(ours.clip_grad_norm(0.7) > 0.7, "the clip has nothing to do");
+        ours.step();
+        for (theirs, ours) in [&a, &b].into_iter().zip(&parameters) {
+            let difference = (theirs - ours).abs().max().double_value(&[]);
+            assert!(difference < 1e-6, "step {step}: {difference:e}");
+        }
+    }
+    let norm = clip_grad_norm(parameters.iter(), 100.0);
+    let squares: f64 =
+        parameters.iter_mut().map(|p| p.grad().square().sum(Kind::Double).double_value(&[])).sum();
+    assert!((norm - squares.sqrt()).abs() < 1e-6 && (norm - 0.7).abs() < 1e-4);
+}
+
+// ---- problems ----
+
+#[test]
+fn a_broken_line_is_named() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("train.jsonl");
+    let good = r##"{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}"##;
+    for (third, problem) in [
+        (r#"{"question": "What is"#, "line 3: not an object with `question` and `answer`"),
+        (r#"{"question": "What?"}"#, "missing field `answer`"),
+        (r#"{"question": "What?", "answer": "two"}"#, "line 3: the answer has no line `#### N`"),
+    ] {
+        fs::write(&path, format!("{good}\n\n{third}\n{good}\n")).unwrap();
+        let message = data::jsonl(&path).unwrap_err().to_string();
+        assert!(message.contains("train.jsonl: line 3") && message.contains(problem), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+    fs::write(&path, b"\xff\xfe\n").unwrap();
+    assert!(data::jsonl(&path).unwrap_err().to_string().contains("line 1"));
+    fs::write(&path, "\n").unwrap();
+    assert!(data::jsonl(&path).unwrap_err().to_string().contains("the file holds no problems"));
+
+    fs::write(&path, format!("{good}\n{good}\n")).unwrap();
+    assert_eq!(data::jsonl(&path).unwrap()[1].answer, "1 + 1 = 2\n#### 2");
+    let message = data::folder(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("test.jsonl: there is no such file"), "{message}");
+}
+
+#[test]
+fn built_in_problems_are_right_distinct_and_held_out() {
+    for level in [Level::Easy, Level::Medium, Level::Hard] {
+        let problems = builtin::problems(level, 3);
+        for Problem { question, answer } in problems.train.iter().chain(&problems.test) {
+            assert_eq!(reward::gsm8k(answer, answer, &Gsm8k::strict()).unwrap(), 1.0, "{question}: {answer}");
+            // Every calculation that the worked answer marks comes out.
+            for mark in answer.split("<<").skip(1) {
+                let (left, right) = mark.split_once(">>").unwrap().0.split_once('=').unwrap();
+                assert_eq!(calculated(left), right.parse::<i64>().unwrap(), "{question}: {answer}");
+            }
+        }
+        let distinct: std::collections::HashSet<_> =
+            problems.train.iter().chain(&problems.test).map(|problem| &problem.question).collect();
+        assert_eq!(distinct.len(), problems.train.len() + problems.test.len(), "{level:?}");
+        assert!(problems.test.len() >= 20, "{level:?}");
+        assert_eq!(problems.train, builtin::problems(level, 3).train);
+        assert_ne!(problems.train, builtin::problems(level, 4).train);
+    }
+    let easy = builtin::problems(Level::Easy, 3);
+    assert_eq!(easy.train.len() + easy.test.len(), 100);
+    let sorted = |problem: &Problem| {
+        let mut digits: Vec<char> = problem.question.chars().filter(char::is_ascii_digit).collect();
+        digits.sort_unstable();
+        digits
+    };
+    for held_out in &easy.test {
+        assert!(
+            easy.train.iter().all(|problem| sorted(problem) != sorted(held_out)),
+            "{}",
+            held_out.question
+        );
+    }
+}
+
+/// A product or quotient of two numbers, or a sum or difference of any of them.
+fn calculated(expression: &str) -> i64 {
+    for (operator, apply) in [
+        ('+', (|a, b| a + b) as fn(i64, i64) -> i64),
+        ('-', |a, b| a - b),
+        ('*', |a, b| a * b),
+        ('/', |a, b| if a % b == 0 { a / b } else { i64::MIN }),
+    ] {
+        if let Some((left, right)) = expression.rsplit_once(operator) {
+            return apply(calculated(left), calculated(right));
+        }
+    }
+    expression.parse().unwrap()
+}
+
+#[test]
+fn every_problem_comes_once_before_any_comes_again() {
+    let problems = builtin::problems(Level::Easy, 0).train;
+    let drawn: Vec<&Problem> =
+        (0..problems.len()).flat_map(|step| data::draw(&problems, step, 4, 9)).collect();
+    for epoch in drawn.chunks(problems.len()) {
+        let distinct: std::collections::HashSet<_> = epoch.iter().map(|problem| &problem.question).collect();
+        assert_eq!(distinct.len(), problems.len());
+    }
+    assert_ne!(drawn[..problems.len()], drawn[problems.len()..2 * problems.len()]);
+    assert_ne!(drawn[..4], data::draw(&problems, 0, 4, 10)[..]);
+}
+
+#[test]
+fn gsm8k_comes_from_the_hub_once() {
+    let problems: Vec<Problem> = (0..5)
+        .map(|n| Problem { question: format!("What is {n} + 1?"), answer: format!("It is\n#### {}", n + 1) })
+        .collect();
+    let address = serve(parquet(&problems));
+    let cache = TempDir::new().unwrap();
+    let hub = Hub { endpoint: Some(address), cache: Some(cache.path().to_owned()), progress: false };
+    let data = hub::gsm8k(&hub).unwrap();
+    assert_eq!((&data.train, &data.test), (&problems, &problems));
+    assert!(data.source.contains("openai/gsm8k"));
+    // The second time the files are there, and nobody needs to be reached.
+    let offline = Hub { endpoint: Some(unreachable()), ..hub };
+    assert_eq!(hub::gsm8k(&offline).unwrap().train, problems);
+}
+
+#[test]
+fn without_a_network_the_hub_is_one_clear_sentence() {
+    let cache = TempDir::new().unwrap();
+    let hub = Hub { endpoint: Some(unreachable()), cache: Some(cache.path().to_owned()), progress: false };
+    let message = hub::gsm8k(&hub).unwrap_err().to_string();
+    assert!(
+        message.starts_with("openai/gsm8k could not be fetched") && message.contains("--data"),
+        "{message}"
+    );
+    assert!(!message.contains('\n'), "{message}");
+}
+
+// ---- the example ----
+
+#[test]
+fn a_short_run_leaves_a_whole_record() {
+    let folder = TempDir::new().unwrap();
+    let (model, out) = (folder.path().join("model"), folder.path().join("run"));
+    write_model(&model, 4);
+    let line = format!(
+        "gsm8k --model {} --out {} --steps 2 --prompts 2 --samples 3 --max-new-tokens 6 --eval-problems 3 --lr 1e-3 \
+         --micro-batch 4 --device cpu",
+        model.display(),
+        out.display()
+    );
+    let options = gsm8k::options::Options::try_parse_from(line.split(' ')).unwrap();
+    gsm8k::run(&options, None).unwrap();
+
+    let metrics = jsonl(&out.join("metrics.jsonl"));
+    let steps: Vec<&Value> = metrics.iter().filter(|line| line["event"] == "step").collect();
+    assert_eq!(steps.iter().map(|line| line["step"].as_i64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    for field in [
+        "reward_mean",
+        "accuracy",
+        "groups_differing",
+        "loss",
+        "policy_loss",
+        "kl",
+        "clip_fraction",
+        "ratio_mean",
+        "grad_norm",
+        "response_length_mean",
+        "response_length_max",
+        "entropy",
+        "rollout_tokens_per_s",
+        "train_tokens_per_s",
+        "seconds",
+    ] {
+        assert!(steps.iter().all(|line| line[field].is_number()), "{field}");
+    }
+    assert_eq!(metrics.iter().filter(|line| line["eval_accuracy"].is_number()).count(), 2);
+    let rollouts = jsonl(&out.join("rollouts.jsonl"));
+    assert_eq!(rollouts.len(), 8, "the best and the worst of two problems a step");
+    assert!(rollouts.iter().all(|line| line["prompt"].is_string() && line["advantage"].is_number()));
+    let config: Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!((&config["steps"], &config["update"]["micro_batch"]), (&json!(2), &json!(4)));
+    let picture = fs::read_to_string(out.join("curves.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
+    assert!(picture.contains("<polyline") && picture.contains("held-out"));
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 4, "nothing is left beside the four files");
+
+    let message = gsm8k::run(&options, None).unwrap_err().to_string();
+    assert!(message.contains("--out"), "a folder with a run in it is not written to: {message}");
+}
+
+#[test]
+fn bad_input_leaves_no_run_folder() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model");
+    write_model(&model, 4);
+    let data = folder.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("train.jsonl"), "{\n").unwrap();
+    let out = folder.path().join("run");
+    let (model, data) = (model.display(), data.display());
+    for (arguments, problem) in [
+        ("--model nowhere.gguf".to_owned(), "./setup"),
+        (format!("--model {model} --data {data}"), "train.jsonl: line 1"),
+        (format!("--model {model} --data {data}/nowhere"), "there is no such file"),
+        (format!("--model {model} --max-new-tokens 5000"), "context"),
+        (format!("--model {model} --samples 0"), "`samples`"),
+        (format!("--model {model} --top-p 1.5"), "`top_p`"),
+        (format!("--model {model} --clip-ratio-low 2"), "`clip_ratio_low`"),
+        (format!("--model {model} --device cuda:99"), "`device`"),
+    ] {
+        let line = format!("gsm8k --out {} {arguments}", out.display());
+        let options = gsm8k::options::Options::try_parse_from(line.split(' ')).unwrap();
+        let message = gsm8k::run(&options, None).unwrap_err().to_string();
+        assert!(message.contains(problem), "{arguments}: {message}");
+        assert!(!message.contains('\n') && !out.exists(), "{arguments}: {message}");
+    }
+    for wrong in
+        ["--stepz 3", "--steps many", "--loss-agg-mode mean", "--data here --level easy", "--level 4"]
+    {
+        let line = format!("gsm8k {wrong}");
+        let error = gsm8k::options::Options::try_parse_from(line.split(' ')).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{wrong}");
+    }
+}
+
+#[test]
+fn the_data_asked_for_wins_over_the_environment() {
+    let folder = TempDir::new().unwrap();
+    for file in ["train.jsonl", "test.jsonl"] {
+        fs::write(folder.path().join(file), "{\"question\": \"Q\", \"answer\": \"#### 1\"}\n").unwrap();
+    }
+    let source = |arguments: &str, environment: Option<&Path>| {
+        let options = gsm8k::options::Options::try_parse_from(arguments.split(' ')).unwrap();
+        options.dataset(environment.map(|path| path.as_os_str().to_owned())).unwrap().source
+    };
+    assert!(source("gsm8k", None).starts_with("built-in easy"));
+    assert!(source("gsm8k", Some(folder.path())).starts_with("GSM8K from"));
+    assert!(source("gsm8k --level 2", Some(folder.path())).starts_with("built-in medium"));
+    assert!(
+        source(&format!("gsm8k --data {}", folder.path().display()), Some(Path::new("x")))
+            .starts_with("GSM8K")
+    );
+}
+
+// ---- helpers ----
+
+/// A random Llama of two layers with a byte-level tokenizer.
+fn tiny(seed: i64, kind: Kind) -> Llm {
+    let folder = TempDir::new().unwrap();
+    write_model(folder.path(), seed);
+    let llm = Llm::load(folder.path(), Device::Cpu, kind).unwrap();
+    llm.model.set_trainable(true);
+    llm
+}
+
+const CHAT: &str = "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n\
+                    {% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}";
+
+fn write_model(folder: &Path, seed: i64) {
+    fs::create_dir_all(folder).unwrap();
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let vocabulary: Vec<(String, u32)> =
+        alphabet.iter().zip(0..).map(|(c, id)| (c.to_string(), id)).collect();
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), vec![]);
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe.build().unwrap());
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let special = ["<|start|>", "<|end|>"].map(|token| tokenizers::AddedToken::from(token, true));
+    tokenizer.add_special_tokens(special).unwrap();
+    tokenizer.save(folder.join("tokenizer.json"), false).unwrap();
+    let settings = json!({"eos_token": "<|end|>", "pad_token": "<|end|>", "chat_template": CHAT});
+    fs::write(folder.join("tokenizer_config.json"), settings.to_string()).unwrap();
+
+    let (vocab, hidden, inner) = (258, 32, 48);
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "vocab_size": vocab, "hidden_size": hidden,
+        "intermediate_size": inner, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+    });
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    for layer in 0..2 {
+        for (name, shape) in [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![hidden / 2, hidden]),
+            ("self_attn.v_proj", vec![hidden / 2, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("mlp.gate_proj", vec![inner, hidden]),
+            ("mlp.up_proj", vec![inner, hidden]),
+            ("mlp.down_proj", vec![hidden, inner]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
+        }
+    }
+    let random = |index: usize, shape: &[i64]| {
+        let count: i64 = shape.iter().product();
+        // A plain congruential generator: libtorch's is shared by tests that run at the same time.
+        let mut state =
+            (seed as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64 * 7919);
+        let values: Vec<f32> = (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+            })
+            .collect();
+        let scale = if shape.len() == 1 { 0.2 } else { 0.4 };
+        Tensor::from_slice(&values).view(shape) * scale + if shape.len() == 1 { 1.0 } else { 0.0 }
+    };
+    let tensors: Vec<(String, Tensor)> =
+        tensors.into_iter().enumerate().map(|(index, (name, shape))| (name, random(index, &shape))).collect();
+    Tensor::write_safetensors(&tensors, folder.join("model.safetensors")).unwrap();
+}
+
+/// Six responses in two groups, every length its own, and advantages.
+fn ragged() -> (Rollout, Tensor) {
+    let tokens =
+        |length: usize, salt: usize| (0..length).map(|i| ((i * 31 + salt * 17) % 250) as i64).collect();
+    let prompts: Vec<Vec<i64>> =
+        [3, 3, 3, 6, 6, 6].iter().enumerate().map(|(i, &n)| tokens(n, i / 3)).collect();
+    let responses: Vec<Vec<i64>> =
+        [2, 5, 1, 3, 5, 4].iter().enumerate().map(|(i, &n)| tokens(n, i + 5)).collect();
+    let padded = rollout::pad(&prompts, &responses, 257, Device::Cpu);
+    let problem = Problem { question: String::new(), answer: "#### 1".to_owned() };
+    let rollout = Rollout {
+        tokens: padded.tokens,
+        attention_mask: padded.attention_mask,
+        response_mask: padded.response_mask,
+        group: Tensor::from_slice(&[0i64, 0, 0, 1, 1, 1]),
+        n: 3,
+        problems: vec![problem; 6],
+        texts: vec![String::new(); 6],
+        lengths: responses.iter().map(Vec::len).collect(),
+        stopped: vec![true; 6],
+        seconds: 1.0,
+    };
+    (rollout, Tensor::from_slice(&[1.0f64, -0.5, -0.5, 0.25, -1.25, 1.0]))
+}
+
+fn ragged_responses(group: &[i64]) -> Responses {
+    let (Rollout { tokens, attention_mask, response_mask, .. }, _) = ragged();
+    Responses { tokens, attention_mask, response_mask, group: Tensor::from_slice(group) }
+}
+
+fn loss(loss_agg_mode: LossAggMode) -> ActorLoss {
+    ActorLoss { aggregate: Aggregate::local(loss_agg_mode), ..ActorLoss::grpo() }
+}
+
+/// One update from the whole batch at once, gradients unclipped.
+fn step_options(loss: ActorLoss) -> StepOptions {
+    StepOptions { loss, epochs: 1, mini_batch: 6, micro_batch: 6, temperature: 1.0, max_grad_norm: 1e9 }
+}
+
+fn optimizer(llm: &Llm, lr: f64) -> AdamW {
+    AdamW::new(llm.model.parameters().into_iter().map(|named| named.1), AdamWOptions::at(lr))
+}
+
+/// Moves nothing, so that gradients can be compared.
+fn still(llm: &Llm) -> AdamW {
+    optimizer(llm, 0.0)
+}
+
+fn all_gradients(llm: &Llm) -> Tensor {
+    let gradients: Vec<Tensor> =
+        llm.model.parameters().iter().map(|named| named.1.grad().flatten(0, -1)).collect();
+    Tensor::cat(&gradients, 0).copy()
+}
+
+fn all_parameters(llm: &Llm) -> Tensor {
+    let parameters: Vec<Tensor> = llm.model.parameters().iter().map(|named| named.1.flatten(0, -1)).collect();
+    no_grad(|| Tensor::cat(&parameters, 0).copy())
+}
+
+fn jsonl(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A Parquet file with the hub's two columns.
+fn parquet(problems: &[Problem]) -> Vec<u8> {
+    let schema = "message schema { required binary question (UTF8); required binary answer (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut file = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut file, schema, Default::default()).unwrap();
+    let mut rows = writer.next_row_group().unwrap();
+    for text in [|problem: &Problem| problem.question.clone(), |problem: &Problem| problem.answer.clone()] {
+        let values: Vec<ByteArray> =
+            problems.iter().map(|problem| ByteArray::from(text(problem).into_bytes())).collect();
+        let mut column = rows.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    rows.close().unwrap();
+    writer.close().unwrap();
+    file
+}
+
+/// A server that has `file` at both of GSM8K's places, with the headers that the hub sends. Gives its address.
+fn serve(file: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            answer(connection.unwrap(), &file);
+        }
+    });
+    address
+}
+
+fn answer(mut connection: TcpStream, file: &[u8]) {
+    let lines: Vec<String> = BufReader::new(connection.try_clone().unwrap())
+        .lines()
+        .map(|line| line.unwrap())
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let known = ["train", "test"].iter().any(|split| {
+        lines[0].starts_with(&format!(
+            "GET /datasets/openai/gsm8k/resolve/main/main/{split}-00000-of-00001.parquet "
+        ))
+    });
+    if !known {
+        write!(connection, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            .unwrap();
+        return;
+    }
+    let range = lines
+        .iter()
+        .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned))
+        .unwrap();
+    let (first, last) = range.split_once('-').unwrap();
+    let (first, last) = (first.parse().unwrap(), last.parse().unwrap_or(file.len() - 1));
+    let part: &[u8] = &file[first..=last];
+    write!(
+        connection,
+        "HTTP/1.1 206 Partial Content\r\nx-repo-commit: 0123abcd\r\netag: \"{}\"\r\ncontent-range: bytes \
+         {first}-{last}/{}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        if lines[0].contains("train") { "aa" } else { "bb" },
+        file.len(),
+        part.len()
+    )
+    .unwrap();
+    connection.write_all(part).unwrap();
+}
+
+/// An address where nobody listens.
+fn unreachable() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
