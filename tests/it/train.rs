@@ -71,7 +71,7 @@ fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
             );
             for (name, a, b) in [
                 ("loss", parts.loss, whole.loss),
-                ("kl", parts.kl, whole.kl),
+                ("kl", parts.kl.unwrap(), whole.kl.unwrap()),
                 ("entropy", parts.entropy, whole.entropy),
                 ("ratio_mean", parts.ratio_mean, whole.ratio_mean),
                 ("grad_norm", parts.grad_norm, whole.grad_norm),
