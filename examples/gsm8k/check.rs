@@ -27,7 +27,8 @@ pub(crate) fn against_reference(record: &LossRecord) -> Result<String> {
     let off = worst(&[loss.value], &[loss.error], &[record.loss], dtype);
     let loss_excess = off.map_or(0.0, |off| off.excess);
     let mut said = format!(
-        "step 1's loss is {:+.6e} by libtorch and {:+.6e} by the reference ({loss_excess:.2} of the allowed rounding)",
+        "checked: the first micro-batch's loss is {:+.6e} by libtorch and {:+.6e} by the reference ({loss_excess:.2} of the \
+         allowed rounding)",
         record.loss, loss.value
     );
     let mut gradient_excess = 0.0;
