@@ -21,7 +21,8 @@ const GRADIENT_LIMIT: usize = 4096;
 pub(crate) fn against_reference(record: &LossRecord) -> Result<String> {
     let question = question(record);
     let outputs = read(FORMULA, &question, Bounded::exact)?;
-    let loss = outputs.first().and_then(|(_, loss)| loss.first().copied()).unwrap_or(Bounded::exact(f64::NAN));
+    let loss =
+        outputs.first().and_then(|(_, loss)| loss.first().copied()).unwrap_or(Bounded::exact(f64::NAN));
     let dtype = if record.logp.kind() == Kind::Double { Dtype::F64 } else { Dtype::F32 };
     let off = worst(&[loss.value], &[loss.error], &[record.loss], dtype);
     let loss_excess = off.map_or(0.0, |off| off.excess);
@@ -32,7 +33,8 @@ pub(crate) fn against_reference(record: &LossRecord) -> Result<String> {
     let mut gradient_excess = 0.0;
     if record.logp.numel() <= GRADIENT_LIMIT {
         let right = gradient(FORMULA, &question, "logp", Bounded::exact)?;
-        let got = &evaluate_torch(FORMULA, &question, record.logp.device(), record.logp.kind())?.gradients["logp"];
+        let got =
+            &evaluate_torch(FORMULA, &question, record.logp.device(), record.logp.kind())?.gradients["logp"];
         let split: (Vec<f64>, Vec<f64>) = right.iter().map(|entry| (entry.value, entry.error)).unzip();
         gradient_excess = worst(&split.0, &split.1, &numbers(got), dtype).map_or(0.0, |off| off.excess);
         said += &format!("; its gradient agrees at all {} tokens ({gradient_excess:.2})", right.len());

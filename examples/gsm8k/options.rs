@@ -162,6 +162,10 @@ impl Options {
     /// Fills in what was left open, by the device and the kind of problems, and checks every value.
     pub(crate) fn resolve(&self, data: &Dataset, device: Device) -> Result<Config> {
         let size = size(data.level, device);
+        let max_new_tokens = self.max_new_tokens.unwrap_or(size.max_new_tokens);
+        // Dr. GRPO divides by a constant: the longest response that there could be.
+        let constant = self.loss_agg_mode == LossAggMode::SeqMeanTokenSumNorm;
+        let loss_scale_factor = constant.then_some(max_new_tokens as f64);
         let loss = ActorLoss {
             clip: Clip {
                 clip_ratio_low: self.clip_ratio_low,
@@ -169,7 +173,7 @@ impl Options {
                 ..Clip::eq29()
             },
             kl_loss_coef: self.kl_coef,
-            aggregate: Aggregate::local(self.loss_agg_mode),
+            aggregate: Aggregate { loss_scale_factor, ..Aggregate::local(self.loss_agg_mode) },
             ..ActorLoss::grpo()
         };
         let (prompts, samples) = (self.prompts.unwrap_or(size.prompts), self.samples);
@@ -189,7 +193,7 @@ impl Options {
             samples,
             temperature: self.temperature,
             top_p: self.top_p,
-            max_new_tokens: self.max_new_tokens.unwrap_or(size.max_new_tokens),
+            max_new_tokens,
             advantage: match self.adv {
                 Advantage::Grpo => GroupNorm::eq28(),
                 Advantage::DrGrpo => GroupNorm::dr_grpo(),
@@ -266,7 +270,7 @@ fn size(level: Option<Level>, device: Device) -> Size {
     };
     match (device, level) {
         (Device::Cpu, Some(Level::Easy | Level::Medium)) => {
-            Size { steps: 24, prompts: 4, max_new_tokens, micro_batch: 8, eval_problems: 32, eval_every: 6 }
+            Size { steps: 24, prompts: 4, max_new_tokens, micro_batch: 16, eval_problems: 32, eval_every: 4 }
         }
         (Device::Cpu, Some(Level::Hard)) => {
             Size { steps: 12, prompts: 4, max_new_tokens, micro_batch: 8, eval_problems: 16, eval_every: 6 }

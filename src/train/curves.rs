@@ -39,12 +39,13 @@ fn draw(picture: &mut String, title: &str, steps: &[StepLine], evaluations: &[Ev
     let (top, bottom) = root.split_vertically(370);
     accuracy(&top, x.clone(), steps, evaluations)?;
     let panels = bottom.split_evenly((1, 3));
-    let of = |value: fn(&StepLine) -> f64| -> Points {
-        steps.iter().map(|line| (line.step as f64, value(line))).filter(|point| point.1.is_finite()).collect()
+    let of = |value: fn(&StepLine) -> Option<f64>| -> Points {
+        let points = steps.iter().filter_map(|line| value(line).map(|value| (line.step as f64, value)));
+        points.filter(|point| point.1.is_finite()).collect()
     };
     small(&panels[0], "KL to the start model (nats per token)", x.clone(), &of(|line| line.update.kl))?;
-    small(&panels[1], "loss", x.clone(), &of(|line| line.update.loss))?;
-    small(&panels[2], "response length (tokens)", x, &of(|line| line.response_length_mean))?;
+    small(&panels[1], "loss", x.clone(), &of(|line| Some(line.update.loss)))?;
+    small(&panels[2], "response length (tokens)", x, &of(|line| Some(line.response_length_mean)))?;
     root.present()?;
     Ok(())
 }

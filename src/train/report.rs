@@ -73,14 +73,14 @@ impl StepLine {
     /// The step in one line of text; `of` is the number of steps.
     pub fn summary(&self, of: usize) -> String {
         let Self { update, .. } = self;
+        let kl = update.kl.map_or_else(|| "-".to_owned(), |kl| format!("{kl:.4}"));
         format!(
-            "step {:>3}/{of}  reward {:.2}  groups differing {:.2}  loss {:+.4}  kl {:.4}  clipped {:.2}  ratio {:.3}  \
+            "step {:>3}/{of}  reward {:.2}  groups differing {:.2}  loss {:+.4}  kl {kl}  clipped {:.2}  ratio {:.3}  \
              grad {:.2}  length {:.0}  rollout {:.0} tok/s  training {:.0} tok/s  {:.1} s",
             self.step,
             self.reward_mean,
             self.groups_differing,
             update.loss,
-            update.kl,
             update.clip_fraction,
             update.ratio_mean,
             update.grad_norm,

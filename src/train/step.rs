@@ -39,8 +39,8 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Its policy term.
     pub policy_loss: f64,
-    /// The KL to the reference policy, aggregated as the loss is and not yet weighted; 0 without a reference.
-    pub kl: f64,
+    /// The KL to the reference policy, aggregated as the loss is and not yet weighted; `None` when the loss has none.
+    pub kl: Option<f64>,
     /// The share of tokens whose ratio was clipped.
     pub clip_fraction: f64,
     /// The share of tokens that the dual clip held.
@@ -99,17 +99,21 @@ pub fn update(
     check(reference, options)?;
     let started = Instant::now();
     let mut mini_batches = mini_batches(rollout, advantages, options);
-    let bar = progress::bar("training", options.epochs * mini_batches.iter().map(Vec::len).sum::<usize>());
 
     // The policy moves between optimiser steps, so its log-probabilities at sampling time are taken before the first.
     // A single step needs no such pass: they are those of its own forward pass.
     let several_steps = options.epochs * mini_batches.len() > 1;
+    let reference = reference.filter(|_| options.loss.kl_loss_coef != 0.0);
+    let passes = options.epochs + usize::from(several_steps) + usize::from(reference.is_some());
+    let bar = progress::bar("training", passes * mini_batches.iter().map(Vec::len).sum::<usize>());
+    let frozen_logp = |model: &Model, batch: &MicroBatch| -> Result<Tensor> {
+        let scores = no_grad(|| batch.responses.score(model, options.temperature))?;
+        bar.inc(1);
+        Ok(scores.logp)
+    };
     for batch in mini_batches.iter_mut().flatten() {
-        batch.logp_old = several_steps.then(|| frozen_logp(policy, batch, options)).transpose()?;
-        batch.logp_ref = match reference {
-            Some(model) if options.loss.kl_loss_coef != 0.0 => Some(frozen_logp(model, batch, options)?),
-            _ => None,
-        };
+        batch.logp_old = several_steps.then(|| frozen_logp(policy, batch)).transpose()?;
+        batch.logp_ref = reference.map(|model| frozen_logp(model, batch)).transpose()?;
     }
 
     let (mut metrics, mut first) = (StepMetrics::default(), None);
@@ -170,7 +174,9 @@ fn accumulate_gradients(
         let share = count(response_mask) / tokens;
         metrics.loss += out.loss.double_value(&[]);
         metrics.policy_loss += out.policy_loss.double_value(&[]);
-        metrics.kl += out.kl_loss.double_value(&[]);
+        if logp_ref.is_some() {
+            *metrics.kl.get_or_insert_default() += out.kl_loss.double_value(&[]);
+        }
         metrics.clip_fraction += share * ratio.clip_fraction.double_value(&[]);
         metrics.clip_fraction_lower += share * ratio.clip_fraction_lower.double_value(&[]);
         metrics.ppo_kl += share * ratio.ppo_kl.double_value(&[]);
@@ -191,17 +197,13 @@ fn accumulate_gradients(
     Ok(first)
 }
 
-fn frozen_logp(model: &Model, batch: &MicroBatch, options: &StepOptions) -> Result<Tensor> {
-    no_grad(|| Ok(batch.responses.score(model, options.temperature)?.logp))
-}
-
 impl StepMetrics {
     fn mean(self, tokens: f64, seconds: f64) -> Self {
         let updates = self.updates as f64;
         Self {
             loss: self.loss / updates,
             policy_loss: self.policy_loss / updates,
-            kl: self.kl / updates,
+            kl: self.kl.map(|kl| kl / updates),
             clip_fraction: self.clip_fraction / updates,
             clip_fraction_lower: self.clip_fraction_lower / updates,
             ppo_kl: self.ppo_kl / updates,
