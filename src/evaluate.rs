@@ -116,7 +116,8 @@ pub fn named_json(arrays: &Named) -> Value {
 
 /// The reference's full answer: values, gradients, bounds and margin.
 ///
-/// Gradients cost one pass of the formula for every entry of every differentiable input.
+/// Gradients cost one pass of the formula for every entry of every differentiable input; [`evaluate_outputs`] leaves
+/// them out.
 ///
 /// # Errors
 /// Whatever the formula says about the question; `non-finite` for NaN or an infinity where the mask keeps it.
@@ -131,20 +132,26 @@ pub fn named_json(arrays: &Named) -> Value {
 /// # Ok::<(), grpo_oracle::Error>(())
 /// ```
 pub fn evaluate(id: &str, question: &Question) -> Result<Evaluation> {
-    let formula = Formula::<Bounded>::find(id)?;
-    check(formula, question)?;
-    let outputs = (formula.reference)(&question.args(formula, Bounded::exact)?)?;
+    let mut evaluation = evaluate_outputs(id, question)?;
+    for input in differentiable(Formula::<f64>::find(id)?, question) {
+        evaluation.record(input, &gradient(id, question, input, Bounded::exact)?, true);
+    }
+    Ok(evaluation)
+}
+
+/// The reference's answer without gradients: values, their bounds and their margin, in one pass of the formula.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_outputs(id: &str, question: &Question) -> Result<Evaluation> {
     let mut evaluation = Evaluation {
         outputs: Named::new(),
         gradients: Named::new(),
         bounds: Named::new(),
         margin: f64::INFINITY,
     };
-    for (name, output) in &outputs {
-        evaluation.record(name, output, false);
-    }
-    for input in differentiable(formula, question) {
-        evaluation.record(input, &gradient(id, question, input, Bounded::exact)?, true);
+    for (name, output) in read(id, question, Bounded::exact)? {
+        evaluation.record(name, &output, false);
     }
     Ok(evaluation)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use grpo_oracle::evaluate::{Question, evaluate};
+use grpo_oracle::evaluate::{Evaluation, Question, evaluate, evaluate_outputs};
 use grpo_oracle::fixture;
 use grpo_oracle::formula::{Formula, Gradient};
 use grpo_oracle::{Error, Result, spec};
@@ -32,6 +32,9 @@ enum Action {
     Eval {
         /// The formula's id, as `list` shows it.
         formula: String,
+        /// Leave the gradients out: they cost a pass over the input for every entry of it.
+        #[arg(long)]
+        no_gradients: bool,
     },
     /// Write or check the golden fixtures.
     Fixtures {
@@ -74,7 +77,8 @@ fn run(action: Action) -> Result<String> {
     match action {
         Action::List => Ok(list()),
         Action::Explain { formula } => explain(&formula),
-        Action::Eval { formula } => eval(&formula),
+        Action::Eval { formula, no_gradients: false } => eval(&formula, evaluate),
+        Action::Eval { formula, no_gradients: true } => eval(&formula, evaluate_outputs),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             Ok(format!("wrote {} fixture files under {}\n", files.len(), folder.display()))
@@ -135,7 +139,7 @@ fn explain(id: &str) -> Result<String> {
     Ok(text)
 }
 
-fn eval(id: &str) -> Result<String> {
+fn eval(id: &str, evaluate: fn(&str, &Question) -> Result<Evaluation>) -> Result<String> {
     Formula::<f64>::find(id)?; // before waiting for input
     let mut text = String::new();
     let mut stdin = std::io::stdin();

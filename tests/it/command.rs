@@ -68,6 +68,16 @@ fn evaluates_gradients_and_keeps_masked_slots_out() {
 }
 
 #[test]
+fn evaluates_large_input_without_gradients() {
+    let wide = vec![vec![-1.0; 2000]; 20];
+    let question = json!({ "inputs": { "logp": wide, "logp_ref": wide } });
+    let output = run(&["eval", "--no-gradients", "kl.estimate"], &question.to_string());
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["outputs"]["kl"]["shape"], json!([20, 2000]));
+    assert_eq!(answer["gradients"], json!({}));
+}
+
+#[test]
 fn evaluates_text() {
     let question = json!({ "inputs": { "response": "#### 1,000", "answer": "so it is\n#### 1000" } });
     assert_eq!(eval("reward.gsm8k", &question)["outputs"]["reward"], json!({ "shape": [], "data": [1.0] }));
