@@ -97,13 +97,15 @@ fn accuracy(area: &Area, x: Range<f64>, steps: &[StepLine], evaluations: &[EvalL
 }
 
 fn small(area: &Area, title: &str, x: Range<f64>, points: &[(f64, f64)]) -> Drawn {
+    let y = around(points);
+    let decimals = decimals(y.end - y.start);
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 14).into_font().color(&INK))
         .margin(8)
         .margin_right(24)
         .x_label_area_size(24)
         .y_label_area_size(56)
-        .build_cartesian_2d(x.clone(), around(points))?;
+        .build_cartesian_2d(x.clone(), y)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -112,7 +114,7 @@ fn small(area: &Area, title: &str, x: Range<f64>, points: &[(f64, f64)]) -> Draw
         .x_labels(whole_labels(&x, 6))
         .y_labels(5)
         .x_label_formatter(&|step| format!("{step:.0}"))
-        .y_label_formatter(&|value| short(*value))
+        .y_label_formatter(&|value| format!("{value:.decimals$}"))
         .label_style((FONT, 12).into_font().color(&INK))
         .draw()?;
     chart.draw_series(LineSeries::new(points.iter().copied(), MINOR.stroke_width(2)))?;
@@ -145,13 +147,7 @@ fn around(points: &[(f64, f64)]) -> Range<f64> {
     }
 }
 
-/// Few characters, whatever the size.
-fn short(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        size if size < 0.001 => format!("{value:.0e}"),
-        size if size < 0.1 => format!("{value:.3}"),
-        size if size < 10.0 => format!("{value:.2}"),
-        _ => format!("{value:.0}"),
-    }
+/// As many decimals as it takes to tell the labels of an axis of this length apart.
+fn decimals(length: f64) -> usize {
+    (1.0 - length.log10().floor()).clamp(0.0, 6.0) as usize
 }

@@ -61,13 +61,14 @@ fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
             (metrics, all_gradients(&policy))
         };
         let (whole, gradient) = gradients(6);
-        assert!(gradient.abs().max().double_value(&[]) > 1e-2, "{mode:?}: there is no gradient to compare");
+        let largest = gradient.abs().max().double_value(&[]);
+        assert!(largest > 1e-2, "{mode:?}: there is no gradient to compare");
         for micro_batch in [1, 2, 4, 100] {
             let (parts, sum) = gradients(micro_batch);
             let difference = (&sum - &gradient).abs().max().double_value(&[]);
             // The rotary embedding rounds to f32 whatever the model's kind.
             assert!(
-                difference < 1e-7,
+                difference < 1e-6 * largest,
                 "{mode:?}, {micro_batch} a micro-batch: gradients differ by {difference:e}"
             );
             for (name, a, b) in [
@@ -78,7 +79,7 @@ fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
                 ("grad_norm", parts.grad_norm, whole.grad_norm),
             ] {
                 assert!(
-                    (a - b).abs() < 1e-7,
+                    (a - b).abs() < 1e-6 * b.abs().max(1.0),
                     "{mode:?}, {micro_batch} a micro-batch: {name} is {a}, not {b}"
                 );
             }
