@@ -68,8 +68,9 @@ pub fn jsonl(path: &Path) -> Result<Vec<Problem>> {
         if line.trim().is_empty() {
             continue;
         }
-        let problem: Problem = serde_json::from_str(&line)
-            .map_err(|error| broken(&format!("not an object with `question` and `answer` ({error})")))?;
+        let problem: Problem = serde_json::from_str(&line).map_err(|error| {
+            broken(&format!("not an object with `question` and `answer` ({})", in_line(&error)))
+        })?;
         problems.push(checked(problem).map_err(|problem| broken(&problem))?);
     }
     not_empty(problems, path)
@@ -103,6 +104,11 @@ pub fn draw(problems: &[Problem], step: usize, count: usize, seed: u64) -> Vec<&
             &problems[order(problems.len(), seed.wrapping_add(epoch as u64))[place]]
         })
         .collect()
+}
+
+/// The parser counts lines within what it was given, which is one line.
+fn in_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column", " at column")
 }
 
 fn order(length: usize, seed: u64) -> Vec<usize> {
