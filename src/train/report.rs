@@ -43,7 +43,7 @@ pub struct StepLine {
 }
 
 impl StepLine {
-    /// The figures of a step: `rewards` and `flexible` are the strict and the flexible rewards, [B].
+    /// The figures of a step: `rewards` and `flexible` are the strict and the flexible rewards, `[B]`.
     pub fn of(
         step: usize,
         rollout: &Rollout,

@@ -16,13 +16,13 @@ use crate::torch::reward;
 /// to P tokens, responses on the right to T tokens.
 #[derive(Debug)]
 pub struct Rollout {
-    /// Prompt and response, [B, P+T] i64.
+    /// Prompt and response, `[B, P+T]` i64.
     pub tokens: Tensor,
-    /// Which of `tokens` are real, [B, P+T] bool.
+    /// Which of `tokens` are real, `[B, P+T]` bool.
     pub attention_mask: Tensor,
-    /// Which response tokens are real, [B, T] bool; the token that ended the turn is one of them.
+    /// Which response tokens are real, `[B, T]` bool; the token that ended the turn is one of them.
     pub response_mask: Tensor,
-    /// The label of each row's group, [B] i64: the problem's place in the step.
+    /// The label of each row's group, `[B]` i64: the problem's place in the step.
     pub group: Tensor,
     /// The number of responses to each problem.
     pub n: usize,
@@ -44,7 +44,7 @@ impl Rollout {
         self.response_mask.size()[1]
     }
 
-    /// What each response is worth, [B] f32: 1 if its final answer is right, else 0.
+    /// What each response is worth, `[B]` f32: 1 if its final answer is right, else 0.
     ///
     /// # Errors
     /// `input` for a problem whose answer holds no number.
@@ -65,7 +65,7 @@ impl Rollout {
 /// `n` responses to each problem, with the model's weights as they are.
 ///
 /// # Errors
-/// As [`generate`] and the tokenizer give them: above all, a prompt longer than the model's context.
+/// As [`generate()`] and the tokenizer give them: above all, a prompt longer than the model's context.
 pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling) -> Result<Rollout> {
     let started = Instant::now();
     let bar = progress::bar("rollout", sampling.max_new_tokens);
@@ -96,7 +96,7 @@ pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling) -
 /// One response to each prompt; the bar goes on from where it stands, one unit a token of the longest response.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`generate()`].
 pub fn respond(
     llm: &Llm,
     prompts: &[Vec<i64>],
@@ -114,11 +114,11 @@ pub fn respond(
 /// A batch of prompts and responses as rectangles.
 #[derive(Debug)]
 pub struct Padded {
-    /// [B, P+T] i64.
+    /// `[B, P+T]` i64.
     pub tokens: Tensor,
-    /// [B, P+T] bool.
+    /// `[B, P+T]` bool.
     pub attention_mask: Tensor,
-    /// [B, T] bool.
+    /// `[B, T]` bool.
     pub response_mask: Tensor,
 }
 

@@ -10,17 +10,17 @@ use crate::torch::logprob;
 /// Some rows of a rollout: b prompts padded on the left to P tokens, b responses padded on the right to T tokens.
 #[derive(Debug)]
 pub struct Responses {
-    /// [b, P+T] i64.
+    /// `[b, P+T]` i64.
     pub tokens: Tensor,
-    /// [b, P+T] bool.
+    /// `[b, P+T]` bool.
     pub attention_mask: Tensor,
-    /// [b, T] bool.
+    /// `[b, T]` bool.
     pub response_mask: Tensor,
-    /// [b] i64; neighbouring rows with the same label have the same prompt.
+    /// `[b]` i64; neighbouring rows with the same label have the same prompt.
     pub group: Tensor,
 }
 
-/// What a model gives each response token, [b, T]; 0 in masked slots.
+/// What a model gives each response token, `[b, T]`; 0 in masked slots.
 #[derive(Debug)]
 pub struct Scores {
     /// The token's log-probability.
@@ -112,11 +112,11 @@ impl Responses {
 
 /// G groups of at most m responses: width W = P + m T.
 struct Packed {
-    /// [G, W].
+    /// `[G, W]`.
     tokens: Tensor,
-    /// [G, W].
+    /// `[G, W]`.
     positions: Tensor,
-    /// [G, W, W]: who looks (row) at whom (column).
+    /// `[G, W, W]`: who looks (row) at whom (column).
     visible: Tensor,
     /// [m T]: where the state stands that predicts each response token.
     before: Tensor,

@@ -64,17 +64,17 @@ pub struct StepMetrics {
 /// Exactly what went into one micro-batch's loss, and the loss: enough to compute it again elsewhere.
 #[derive(Debug)]
 pub struct LossRecord {
-    /// [b, T], detached.
+    /// `[b, T]`, detached.
     pub logp: Tensor,
-    /// [b, T].
+    /// `[b, T]`.
     pub logp_old: Tensor,
-    /// [b, T]; `None` without a reference policy.
+    /// `[b, T]`; `None` without a reference policy.
     pub logp_ref: Option<Tensor>,
-    /// [b, T]: each sequence's own, at every token.
+    /// `[b, T]`: each sequence's own, at every token.
     pub advantages: Tensor,
-    /// [b, T] bool.
+    /// `[b, T]` bool.
     pub response_mask: Tensor,
-    /// [b, T]; `None` when the loss has no entropy term.
+    /// `[b, T]`; `None` when the loss has no entropy term.
     pub entropy: Option<Tensor>,
     /// The loss's options with the counts of the whole mini-batch.
     pub options: ActorLoss,
@@ -83,7 +83,7 @@ pub struct LossRecord {
 }
 
 /// Goes through the rollout and moves the policy; also returns what went into the first micro-batch's loss.
-/// `advantages` is [B]. The reference policy is read only if the loss has a KL term. The gradients of the last
+/// `advantages` is `[B]`. The reference policy is read only if the loss has a KL term. The gradients of the last
 /// optimiser step stay with the parameters until the next call.
 ///
 /// # Errors
