@@ -1,4 +1,23 @@
 //! The executable specification of group-relative policy optimisation.
+//!
+//! Every formula stands once, in [`reference`], generic over the scalar it is read with: `f64` gives the value,
+//! [`reference::Dual`] the exact gradient, [`reference::Bounded`] the rounding error that an honest implementation may
+//! have. [`formula`] is the table of all formulas, and [`evaluate`] asks it:
+//!
+//! ```
+//! use grpo_oracle::evaluate::{Question, evaluate};
+//! let question = serde_json::json!({
+//!     "options": { "std": "none" },
+//!     "inputs": { "rewards": [1, 0, 0, 0], "group": [0, 0, 0, 0] },
+//! });
+//! let answer = evaluate("advantage.group_norm", &Question::from_json("advantage.group_norm", &question)?)?;
+//! assert_eq!(answer.outputs["advantages"].reals(), [0.75, -0.25, -0.25, -0.25]);
+//! # Ok::<(), grpo_oracle::Error>(())
+//! ```
+//!
+//! [`fixture`] holds the golden cases, [`conformance`] says how near is near enough, [`options`] what can be chosen.
+//! With the feature `torch` come the same formulas over libtorch (`torch`), a language model (`llm`) and the trainer
+//! (`train`). `ARCHITECTURE.md` is the map; `spec/` says what each formula must do.
 
 pub mod arguments;
 pub mod axes;
