@@ -1,6 +1,6 @@
 //! The executable specification of group-relative policy optimisation.
 //!
-//! Every formula stands once, in [`reference`], generic over the scalar it is read with: `f64` gives the value,
+//! Every formula stands once, in [`mod@reference`], generic over the scalar it is read with: `f64` gives the value,
 //! [`reference::Dual`] the exact gradient, [`reference::Bounded`] the rounding error that an honest implementation may
 //! have. [`formula`] is the table of all formulas, and [`evaluate`] asks it:
 //!
