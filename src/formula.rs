@@ -24,7 +24,7 @@ pub struct Formula<R: Real> {
     pub summary: &'static str,
     /// Where it comes from.
     pub source: &'static str,
-    /// The clauses of the specification that it obeys.
+    /// The clauses of the specification that it obeys, beside [`RULES`].
     pub clauses: &'static [&'static str],
     /// What goes in, in the order of the functions' arguments.
     pub inputs: &'static [Input],
@@ -42,6 +42,10 @@ pub struct Formula<R: Real> {
     #[cfg(feature = "torch")]
     pub torch: fn(&TorchArgs<'_>) -> Result<TorchOutputs>,
 }
+
+/// The clauses that every formula obeys.
+pub const RULES: &[&str] =
+    &["all.shape", "all.finite", "all.options", "all.gradient", "all.half", "all.tolerance"];
 
 /// An input of a formula.
 #[derive(Debug)]
@@ -245,18 +249,7 @@ impl<R: Real> Formula<R> {
             id: "mask.mean",
             summary: "mean = (sum over kept of values) / (number kept)",
             source: "CS336 assignment 5, masked_mean; 002_cs336_notes.md",
-            clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
-                "mask.select",
-                "mask.mean",
-                "mask.mean.empty",
-                "mask.mean.axis",
-            ],
+            clauses: &["mask.select", "mask.mean", "mask.mean.empty", "mask.mean.axis"],
             inputs: &[
                 Input::differentiable("values", ANY, Role::Number),
                 Input::data("mask", Kind::Mask, ANY, Role::Mask),
@@ -287,12 +280,6 @@ impl<R: Real> Formula<R> {
             summary: "A_i = (r_i - mean(r_group)) / (std(r_group) + eps)",
             source: "CS336 assignment 5, Eq. 28 and 31; DeepSeekMath 4.1.2; Dr. GRPO; 002_cs336_notes.md, 003_grpo_trainer_guide.md",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "advantage.group-norm",
                 "advantage.group-norm.groups",
                 "advantage.group-norm.std",
@@ -346,12 +333,6 @@ impl<R: Real> Formula<R> {
             summary: "logp = z[token] - log sum_v exp(z_v);  entropy = log sum_v exp(z_v) - sum_v p_v z_v;  z = logits / temperature",
             source: "CS336 assignment 5, get_response_log_probs and compute_entropy",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "logprob.token",
                 "logprob.token.index",
                 "logprob.entropy",
@@ -379,17 +360,7 @@ impl<R: Real> Formula<R> {
             id: "logprob.ratio",
             summary: "ratio_t = exp(clamp(logp_t - logp_old_t))",
             source: "CS336 assignment 5, Eq. 27; 002_cs336_notes.md; the clamp: verl since 0.4.1",
-            clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
-                "logprob.ratio",
-                "logprob.ratio.stop",
-                "logprob.ratio.clamp",
-            ],
+            clauses: &["logprob.ratio", "logprob.ratio.stop", "logprob.ratio.clamp"],
             inputs: &[
                 Input::differentiable("logp", &["B", "T"], Role::Logp),
                 Input::constant("logp_old", &["B", "T"], Role::LogpOther),
@@ -410,12 +381,6 @@ impl<R: Real> Formula<R> {
             summary: "loss_t = -min(ratio_t A_t, clip(ratio_t, 1 - low, 1 + high) A_t);  at most -c A_t where A_t < 0",
             source: "CS336 assignment 5, Eq. 29 and 30; PPO Eq. 7; DAPO; dual clip (arXiv 1912.09729); 002_cs336_notes.md",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "mask.select",
                 "objective.clip",
                 "objective.clip.stop",
@@ -446,12 +411,6 @@ impl<R: Real> Formula<R> {
             summary: "loss = (agg(clip) + kl_loss_coef agg(kl) - entropy_coeff agg(entropy)) / gradient_accumulation_steps",
             source: "DeepSeekMath Eq. 3; CS336 assignment 5, grpo_microbatch_train_step; 003_grpo_trainer_guide.md",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "mask.select",
                 "objective.actor-loss",
                 "objective.actor-loss.terms",
@@ -495,12 +454,6 @@ impl<R: Real> Formula<R> {
             summary: "k1 = d, abs = |d|, k2 = d^2 / 2, k3 = exp(-d) + d - 1;  d = logp - logp_ref",
             source: "Schulman, Approximating KL divergence; DeepSeekMath Eq. 4; 003_grpo_trainer_guide.md",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "kl.estimate",
                 "kl.estimate.stop",
                 "kl.estimate.straight-through",
@@ -549,12 +502,6 @@ impl<R: Real> Formula<R> {
             summary: "token-mean: sum_i s_i / N;  seq-mean-token-mean: (1/S) sum_i s_i / n_i;  ...",
             source: "verl 0.9.1 agg_loss; CS336 Eq. 29; DAPO; Dr. GRPO; 003_grpo_trainer_guide.md",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "mask.select",
                 "aggregate.loss",
                 "aggregate.token-mean",
@@ -594,12 +541,6 @@ impl<R: Real> Formula<R> {
             summary: "means over the kept tokens of: gain clipped, dual clip active, -log ratio, ratio",
             source: "verl 0.9.1 compute_policy_loss_vanilla; 003_grpo_trainer_guide.md",
             clauses: &[
-                "all.shape",
-                "all.finite",
-                "all.options",
-                "all.gradient",
-                "all.half",
-                "all.tolerance",
                 "mask.select",
                 "metrics.policy",
                 "metrics.clip-fraction",
@@ -626,8 +567,6 @@ impl<R: Real> Formula<R> {
             summary: "1 if the number after the last #### (strict) or the last number (flexible) is the answer, else 0",
             source: "GSM8K (arXiv 2110.14168); verl reward_score/gsm8k; 002_cs336_notes.md",
             clauses: &[
-                "all.options",
-                "all.tolerance",
                 "reward.gsm8k",
                 "reward.gsm8k.answer",
                 "reward.gsm8k.strict",

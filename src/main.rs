@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use grpo_oracle::evaluate::{Evaluation, Question, evaluate, evaluate_outputs};
 use grpo_oracle::fixture;
-use grpo_oracle::formula::{Formula, Gradient};
+use grpo_oracle::formula::{Formula, Gradient, RULES};
 use grpo_oracle::{Error, Result, spec};
 use serde_json::{Value, json};
 
@@ -124,14 +124,12 @@ fn explain(id: &str) -> Result<String> {
         text.push_str(&format!("    {} [{}]\n", output.name, output.axes.join(", ")));
     }
     text.push_str("\nclauses\n");
-    let (general, own): (Vec<&str>, Vec<&str>) =
-        formula.clauses.iter().partition(|id| id.starts_with("all."));
-    for id in own {
+    for id in formula.clauses {
         text.push_str(&format!("    r[{id}]\n"));
         let lines = spec::clause(id).unwrap_or_default().lines().filter(|line| !line.is_empty());
         lines.for_each(|line| text.push_str(&format!("        {line}\n")));
     }
-    text.push_str(&format!("    and those of every formula: {}\n", general.join(", ")));
+    text.push_str(&format!("    and those of every formula: {}\n", RULES.join(", ")));
     text.push_str("\nrivals: what well-known wrong variants do\n");
     for rival in formula.rivals {
         text.push_str(&format!("    {}  {}\n", rival.name, rival.options));
