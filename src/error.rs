@@ -69,6 +69,16 @@ pub enum Error {
         /// What the option asks for, and the way out.
         need: &'static str,
     },
+    /// A mask keeps too few entries for the formula with these options.
+    #[error("`{argument}` keeps {kept} entries where at least {need} are needed")]
+    TooFew {
+        /// The mask's name.
+        argument: String,
+        /// How many it keeps.
+        kept: usize,
+        /// How many the formula needs.
+        need: usize,
+    },
     /// An option is unknown, of the wrong type, or out of its domain.
     #[error("option `{option}`: {problem}")]
     Option {
@@ -118,6 +128,7 @@ impl Error {
             Self::NonFinite { .. } => "non-finite",
             Self::Index { .. } => "index",
             Self::GroupSize { .. } => "group-size",
+            Self::TooFew { .. } => "too-few",
             Self::Option { .. } => "option",
             Self::Input { .. } => "input",
             Self::UnknownFormula { .. } => "unknown-formula",

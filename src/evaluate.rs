@@ -226,7 +226,7 @@ pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Resul
     let mut axes = Axes::default();
     for input in formula.inputs {
         let Some(array) = question.inputs.get(input.name) else {
-            if input.is_read(&question.options) {
+            if input.is_needed(&question.options) {
                 return Err(question.given(formula).missing(input.name));
             }
             continue;
@@ -243,10 +243,13 @@ pub(crate) fn check<R: Real>(formula: &Formula<R>, question: &Question) -> Resul
 }
 
 fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()> {
-    let mask = question.inputs.values().find_map(|array| match &array.data {
-        Data::Mask(mask) => Some((&array.shape, mask)),
-        _ => None,
-    });
+    // The first mask of the row says what is kept.
+    let masks = formula.inputs.iter().filter(|input| input.kind == Kind::Mask);
+    let mask =
+        masks.filter_map(|input| question.inputs.get(input.name)).find_map(|array| match &array.data {
+            Data::Mask(mask) => Some((&array.shape, mask)),
+            _ => None,
+        });
     for input in formula.inputs.iter().filter(|input| input.is_read(&question.options)) {
         let Some(array) = question.inputs.get(input.name) else { continue };
         let Data::Real(data) = &array.data else { continue };
@@ -300,12 +303,15 @@ pub fn evaluate_torch(
     kind: tch::Kind,
 ) -> Result<TorchAnswer> {
     let formula = Formula::<f64>::find(id)?;
+    let torch = formula
+        .torch
+        .ok_or_else(|| Error::Unsupported { what: format!("{id} has no libtorch implementation yet") })?;
     check(formula, question)?;
     let args = question.torch_args(formula, device, kind);
     let differentiable: Vec<_> = differentiable(formula, question)
         .map(|input| Ok((input, args.tensor(input)?.set_requires_grad(true))))
         .collect::<Result<_>>()?;
-    let outputs = (formula.torch)(&args)?;
+    let outputs = torch(&args)?;
     let sum = outputs.first().map(|(_, first)| first.sum(None)).filter(tch::Tensor::requires_grad);
     if let Some(sum) = sum {
         sum.backward();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use grpo_oracle::evaluate::{Evaluation, Question, evaluate, evaluate_outputs};
 use grpo_oracle::fixture;
-use grpo_oracle::formula::{Formula, Gradient, RULES};
+use grpo_oracle::formula::{Formula, Gradient, Needed, RULES};
 use grpo_oracle::{Error, Result, spec};
 use serde_json::{Value, json};
 
@@ -91,11 +91,8 @@ fn run(action: Action) -> Result<String> {
 }
 
 fn list() -> String {
-    let width = Formula::<f64>::ALL.iter().map(|formula| formula.id.len()).max().unwrap_or(0);
-    Formula::<f64>::ALL
-        .iter()
-        .map(|formula| format!("{:width$}  {}\n", formula.id, formula.summary))
-        .collect()
+    let width = Formula::<f64>::all().map(|formula| formula.id.len()).max().unwrap_or(0);
+    Formula::<f64>::all().map(|formula| format!("{:width$}  {}\n", formula.id, formula.summary)).collect()
 }
 
 fn explain(id: &str) -> Result<String> {
@@ -109,8 +106,12 @@ fn explain(id: &str) -> Result<String> {
             Gradient::Stops => "; a constant, its gradient is 0",
             Gradient::None => "",
         };
-        let optional = input.read_unless_zero.map(|option| format!("; not read when {option} is 0"));
-        let optional = optional.unwrap_or_default();
+        let optional = match input.needed {
+            Needed::Always => String::new(),
+            Needed::UnlessZero(option) => format!("; not read when {option} is 0"),
+            Needed::When(option, values) => format!("; read only when {option} is {}", values.join(" or ")),
+            Needed::Optional => "; may be left out".to_owned(),
+        };
         text.push_str(&format!("    {} {}{gradient}{optional}\n", input.name, input.shape()));
     }
     text.push_str("\noptions\n");

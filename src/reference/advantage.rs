@@ -3,6 +3,7 @@
 use ndarray::{Array1, ArrayRef1};
 
 use super::Real;
+use super::mask::all_equal;
 use crate::axes::Axes;
 use crate::options::{EpsMode, GroupNorm, GroupStd, Singleton};
 use crate::{Error, Result};
@@ -74,7 +75,7 @@ fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<
             }
         }]);
     }
-    if rewards.iter().all(|reward| reward.value() == rewards[0].value()) {
+    if all_equal(rewards) {
         return Ok(vec![zero; rewards.len()]);
     }
     let n = rewards.len() as f64;

@@ -25,10 +25,10 @@ fn lists_the_formulas() {
 
 fn table() -> String {
     let mut table = "| formula | in one line | specification |\n|---|---|---|\n".to_owned();
-    for formula in Formula::<f64>::ALL {
-        let family = formula.id.split_once('.').unwrap().0;
+    for formula in Formula::<f64>::all() {
+        let page = grpo_oracle::spec::page_of(formula.id).unwrap();
         let summary = formula.summary.replace('|', "\\|");
-        writeln!(table, "| `{}` | {summary} | [{family}](spec/{family}.md) |", formula.id).unwrap();
+        writeln!(table, "| `{}` | {summary} | [{page}](spec/{page}.md) |", formula.id).unwrap();
     }
     table
 }

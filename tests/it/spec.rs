@@ -14,7 +14,8 @@ fn every_clause_is_defined_once_and_in_its_familys_file() {
     let mut seen = BTreeSet::new();
     for (file, id) in defined_clauses() {
         let family = id.split('.').next().unwrap_or_default();
-        let home = if family == "all" { "README.md".to_owned() } else { format!("{family}.md") };
+        let home =
+            if family == "all" { "README.md".to_owned() } else { format!("{}.md", family.replace('-', "_")) };
         assert_eq!(file, home, "r[{id}] belongs to another file");
         assert!(seen.insert(id.clone()), "r[{id}] is defined twice; an id is never reused");
     }
@@ -24,10 +25,10 @@ fn every_clause_is_defined_once_and_in_its_familys_file() {
 fn the_specification_and_the_table_name_the_same_clauses() {
     let defined: BTreeSet<String> = defined_clauses().into_iter().map(|(_, id)| id).collect();
     let named: BTreeSet<String> =
-        Table::ALL.iter().flat_map(|formula| formula.clauses).chain(RULES).map(ToString::to_string).collect();
+        Table::all().flat_map(|formula| formula.clauses).chain(RULES).map(ToString::to_string).collect();
     let undefined: Vec<_> = named.difference(&defined).collect();
     let unnamed: Vec<_> = defined.difference(&named).collect();
-    let table: String = Table::ALL
+    let table: String = Table::all()
         .iter()
         .map(|formula| format!("{:24} {}\n", formula.id, formula.clauses.join(" ")))
         .collect();
@@ -40,7 +41,7 @@ fn the_specification_and_the_table_name_the_same_clauses() {
 
 #[test]
 fn a_formula_names_no_clause_twice() {
-    for formula in Table::ALL {
+    for formula in Table::all() {
         let unique: BTreeSet<_> = formula.clauses.iter().collect();
         assert_eq!(unique.len(), formula.clauses.len(), "{} names a clause twice", formula.id);
     }
@@ -48,7 +49,7 @@ fn a_formula_names_no_clause_twice() {
 
 #[test]
 fn every_formula_has_its_section_with_inputs_options_and_outputs() {
-    for formula in Table::ALL {
+    for formula in Table::all() {
         let section = section_of(formula.id);
         let mut rows = Vec::new();
         for input in formula.inputs {
@@ -81,7 +82,7 @@ fn every_formula_has_its_section_with_inputs_options_and_outputs() {
 
 #[test]
 fn every_section_is_a_formulas() {
-    let ids: BTreeSet<&str> = Table::ALL.iter().map(|formula| formula.id).collect();
+    let ids: BTreeSet<&str> = Table::all().map(|formula| formula.id).collect();
     for (file, text) in pages() {
         for title in text.lines().filter_map(|line| line.strip_prefix("## `")) {
             assert!(ids.contains(title.trim_end_matches('`')), "spec/{file}: there is no formula `{title}");
@@ -124,9 +125,10 @@ fn every_id_that_is_referred_to_exists() {
             }
         }
     }
-    for file in ["advantage", "aggregate", "kl", "logprob", "mask", "metrics", "objective", "reward"] {
-        let path = format!("src/reference/{file}.rs");
+    for (page, _) in grpo_oracle::spec::PAGES.iter().filter(|(page, _)| *page != "README") {
+        let path = format!("src/reference/{page}.rs");
         let source = read(&path);
+        let file = page.replace('_', "-");
         for line in source.lines().filter(|line| line.starts_with("/// Clause")) {
             for id in line.split('`').skip(1).step_by(2).filter(|id| id.starts_with(&format!("{file}."))) {
                 assert!(clauses.contains(id), "{path} refers to the clause {id}");
@@ -150,11 +152,10 @@ fn ids_on_lines_of_their_own(text: &str, start: &str) -> impl Iterator<Item = St
 
 /// The lines of a formula's section.
 fn section_of(id: &str) -> Vec<String> {
-    let file = format!("spec/{}.md", id.split('.').next().unwrap_or_default());
-    let text = read(&file);
-    let heading = format!("## `{id}`\n");
-    assert!(text.contains(&heading), "{file} has no section {heading}");
-    let section = after(&text, &heading);
+    let page =
+        grpo_oracle::spec::page_of(id).unwrap_or_else(|| panic!("no page of spec/ has a section `{id}`"));
+    let text = read(&format!("spec/{page}.md"));
+    let section = after(&text, &format!("## `{id}`\n"));
     section.split("\n## ").next().unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
@@ -199,7 +200,7 @@ fn root() -> PathBuf {
 /// What `explain` shows of a clause is its normative paragraph.
 #[test]
 fn every_clause_can_be_shown() {
-    for id in Table::ALL.iter().flat_map(|formula| formula.clauses).chain(RULES) {
+    for id in Table::all().flat_map(|formula| formula.clauses).chain(RULES) {
         let text = grpo_oracle::spec::clause(id).unwrap_or_default();
         assert!(text.contains("MUST") || text.contains("SHOULD"), "r[{id}]: {text}");
     }

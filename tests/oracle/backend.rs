@@ -59,6 +59,15 @@ impl Backend {
         }
     }
 
+    /// Whether the backend implements the formula.
+    pub(crate) fn has(&self, formula: &Formula<f64>) -> bool {
+        match self {
+            Self::Reference => true,
+            #[cfg(feature = "torch")]
+            Self::Torch(..) => formula.torch.is_some(),
+        }
+    }
+
     /// The format that the formula is computed in, by which branches are decided.
     pub(crate) fn compute_dtype(&self) -> Dtype {
         if self.input_dtype() == Dtype::F64 { Dtype::F64 } else { Dtype::F32 }

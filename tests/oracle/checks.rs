@@ -5,7 +5,7 @@ use std::path::Path;
 use grpo_oracle::conformance::is_applicable;
 use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::fixture::{self, Expected};
-use grpo_oracle::formula::Formula;
+use grpo_oracle::formula::{Formula, Input};
 use libtest_mimic::Failed;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::json;
@@ -97,13 +97,18 @@ pub(crate) fn rejects(id: &str, backend: Backend) -> Result<(), Failed> {
             "{what}: the reference says {reference:?}, the backend {other:?}, wanted {code:?}"
         )))
     };
-    for input in formula.inputs.iter().filter(|input| input.is_read(&question.options)) {
+    for input in formula.inputs.iter().filter(|input| input.is_needed(&question.options)) {
         let mut missing = question.clone();
         missing.inputs.remove(input.name);
         same(&format!("`{}` missing", input.name), &missing, &["input"])?;
 
         let mut longer = question.clone();
+        let shares_axis =
+            |other: &Input| other.name != input.name && other.axes.first() == input.axes.first();
+        let has_peer =
+            formula.inputs.iter().any(|other| shares_axis(other) && other.is_needed(&question.options));
         if let Some(array) = longer.inputs.get_mut(input.name)
+            && has_peer
             && questions::lengthen(array)
         {
             same(&format!("`{}` longer", input.name), &longer, &["shape", "input"])?;

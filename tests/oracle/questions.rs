@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use grpo_oracle::evaluate::Question;
-use grpo_oracle::formula::{ANY, Formula, Input, Role};
+use grpo_oracle::formula::{ANY, Formula, Input, Needed, Role};
 use grpo_oracle::value::{Array, Data};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -18,15 +18,26 @@ type Formula64 = Formula<f64>;
 pub(crate) fn strategy(formula: &'static Formula64) -> BoxedStrategy<Question> {
     (1_usize..=5, 1_usize..=6, 2_usize..=6)
         .prop_flat_map(move |(rows, columns, vocabulary)| {
-            let sizes = BTreeMap::from([("B", rows), ("T", columns), ("V", vocabulary)]);
+            let sizes = BTreeMap::from([
+                ("B", rows),
+                ("T", columns),
+                ("V", vocabulary),
+                ("I", columns),
+                ("O", vocabulary),
+                ("R", 2),
+            ]);
             let inputs: Vec<_> = formula.inputs.iter().map(|input| array(input, &sizes)).collect();
-            (options(formula), inputs, any::<bool>())
+            (options(formula), inputs, any::<bool>(), any::<bool>())
         })
-        .prop_map(move |(options, arrays, poison)| {
+        .prop_map(move |(options, arrays, poison, all)| {
             let names = formula.inputs.iter().map(|input| input.name.to_owned());
             let mut question = Question { options, inputs: names.zip(arrays).collect() };
+            let is_left_out = |input: &&Input| input.needed == Needed::Optional && !all;
+            for input in formula.inputs.iter().filter(is_left_out) {
+                question.inputs.remove(input.name);
+            }
             if poison {
-                poison_masked_slots(&mut question);
+                poison_masked_slots(formula, &mut question);
             }
             question
         })
@@ -101,6 +112,8 @@ fn array(input: &'static Input, sizes: &BTreeMap<&'static str, usize>) -> BoxedS
             count,
         ),
         Role::Advantage => reals(vec![grid(-48, 48, 1.0 / 16.0), grid(-1, 1, 1.0)], count),
+        Role::Count => reals(vec![grid(1, 16, 1.0)], count),
+        Role::Size => reals(vec![grid(0, 64, 1.0 / 16.0), Just(0.0).boxed()], count),
         Role::Logp => reals(vec![grid(-255, 0, 1.0 / 32.0)], count),
         Role::LogpOther => reals(
             vec![grid(-255, 0, 1.0 / 32.0), grid(-32, 0, 0.25), grid(-80, 0, 1.0)], // near and far ratios
@@ -157,8 +170,9 @@ fn text() -> BoxedStrategy<String> {
 }
 
 /// Not a number, or infinite, wherever the mask leaves a slot out.
-fn poison_masked_slots(question: &mut Question) {
-    let mask = question.inputs.values().find_map(|array| match &array.data {
+fn poison_masked_slots(formula: &Formula64, question: &mut Question) {
+    let first = formula.inputs.iter().find(|input| input.role == Role::Mask);
+    let mask = first.and_then(|input| question.inputs.get(input.name)).and_then(|array| match &array.data {
         Data::Mask(mask) => Some((array.shape.clone(), mask.clone())),
         _ => None,
     });

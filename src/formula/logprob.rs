@@ -1,0 +1,97 @@
+//! The rows of `logprob.*`.
+
+use ndarray::{Ix2, Ix3};
+
+use super::objective::LOG_RATIO_CLAMP;
+use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields};
+use crate::Result;
+use crate::arguments::Args;
+use crate::options::{Ratio, Softmax};
+use crate::reference::{self, Real};
+use crate::value::Kind;
+
+impl<R: Real> Formula<R> {
+    pub(super) const LOGPROB: &'static [Self] = &[
+        Self {
+            id: "logprob.token",
+            summary: "logp = z[token] - log sum_v exp(z_v);  entropy = log sum_v exp(z_v) - sum_v p_v z_v;  z = logits / temperature",
+            source: "CS336 assignment 5, get_response_log_probs and compute_entropy",
+            clauses: &[
+                "logprob.token",
+                "logprob.token.index",
+                "logprob.entropy",
+                "logprob.temperature",
+                "logprob.ruled-out",
+            ],
+            inputs: &[
+                Input::differentiable("logits", &["B", "T", "V"], Role::Logit),
+                Input::data("tokens", Kind::Token, &["B", "T"], Role::Token),
+            ],
+            options: &[OptionField::new(
+                "temperature",
+                "above 0",
+                "[1.0, 0.5, 0.7, 3.0]",
+                "the logits are divided by it",
+            )],
+            defaults: || fields(&Softmax::plain()),
+            outputs: &[Output::new("logp", &["B", "T"]), Output::new("entropy", &["B", "T"])],
+            rivals: &[Rival::new("the temperature forgotten", r#"{"temperature": 1.0}"#)],
+            reference: token,
+            #[cfg(feature = "torch")]
+            torch: Some(of_torch::token),
+        },
+        Self {
+            id: "logprob.ratio",
+            summary: "ratio_t = exp(clamp(logp_t - logp_old_t))",
+            source: "CS336 assignment 5, Eq. 27; 002_cs336_notes.md; the clamp: verl since 0.4.1",
+            clauses: &["logprob.ratio", "logprob.ratio.stop", "logprob.ratio.clamp"],
+            inputs: &[
+                Input::differentiable("logp", &["B", "T"], Role::Logp),
+                Input::constant("logp_old", &["B", "T"], Role::LogpOther),
+            ],
+            options: &[LOG_RATIO_CLAMP],
+            defaults: || fields(&Ratio::unclamped()),
+            outputs: &[Output::new("ratio", &["B", "T"])],
+            rivals: &[
+                Rival::new("log-ratio not clamped", r#"{"log_ratio_clamp": null}"#),
+                Rival::new("log-ratio clamped at 20", r#"{"log_ratio_clamp": 20.0}"#),
+            ],
+            reference: ratio,
+            #[cfg(feature = "torch")]
+            torch: Some(of_torch::ratio),
+        },
+    ];
+}
+
+fn token<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
+    let (logits, tokens) = (args.real::<Ix3>("logits")?, args.integer::<Ix2>("tokens")?);
+    let token = reference::logprob::token(&logits, &tokens, &args.options()?)?;
+    Ok(vec![("logp", token.logp.into_dyn()), ("entropy", token.entropy.into_dyn())])
+}
+
+fn ratio<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
+    let ratio = reference::logprob::ratio(
+        &args.real::<Ix2>("logp")?,
+        &args.real::<Ix2>("logp_old")?,
+        &args.options()?,
+    )?;
+    Ok(vec![("ratio", ratio.into_dyn())])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use super::super::TorchOutputs as Outputs;
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::torch;
+
+    pub(super) fn token(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let token = torch::logprob::token(args.tensor("logits")?, args.tensor("tokens")?, &args.options()?)?;
+        Ok(vec![("logp", token.logp), ("entropy", token.entropy)])
+    }
+
+    pub(super) fn ratio(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let ratio = torch::logprob::ratio(args.tensor("logp")?, args.tensor("logp_old")?, &args.options()?)?;
+        Ok(vec![("ratio", ratio)])
+    }
+}

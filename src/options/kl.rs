@@ -1,0 +1,76 @@
+//! Options of `kl.*`.
+
+use serde::{Deserialize, Serialize};
+
+use super::positive;
+use crate::Result;
+
+/// How KL(policy || reference) is estimated from the sampled token, with d = logp - logp_ref (clause `kl.estimate`).
+///
+/// The forms with "+" keep the estimator's value and take the gradient of k2 (straight-through).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KlPenalty {
+    /// d.
+    #[serde(rename = "k1", alias = "kl")]
+    K1,
+    /// |d|.
+    #[serde(rename = "abs")]
+    Abs,
+    /// d^2 / 2.
+    #[serde(rename = "k2", alias = "mse")]
+    K2,
+    /// exp(-d) + d - 1.
+    #[serde(rename = "k3", alias = "low_var_kl")]
+    K3,
+    /// The value of k1 with the gradient of k2.
+    #[serde(rename = "k1+", alias = "kl+")]
+    K1Plus,
+    /// The value of abs with the gradient of k2.
+    #[serde(rename = "abs+")]
+    AbsPlus,
+    /// k2 with the gradient of k2, also where a clamp bites.
+    #[serde(rename = "k2+", alias = "mse+")]
+    K2Plus,
+    /// The value of k3 with the gradient of k2.
+    #[serde(rename = "k3+", alias = "low_var_kl+")]
+    K3Plus,
+}
+
+impl KlPenalty {
+    /// Whether the gradient is that of k2 instead of the estimator's own.
+    pub fn straight_through(self) -> bool {
+        matches!(self, Self::K1Plus | Self::AbsPlus | Self::K2Plus | Self::K3Plus)
+    }
+}
+
+/// Options of `kl.estimate`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct KlEstimate {
+    /// The estimator.
+    pub kl_penalty: KlPenalty,
+    /// d is clamped to [-c, c] first; `None` leaves it alone.
+    pub input_clamp: Option<f64>,
+    /// The estimate is clamped to [-c, c] last; `None` leaves it alone.
+    pub output_clamp: Option<f64>,
+}
+
+impl KlEstimate {
+    /// Schulman's k3 as it stands in the GRPO papers, unclamped; the specification's default.
+    pub fn k3() -> Self {
+        Self { kl_penalty: KlPenalty::K3, input_clamp: None, output_clamp: None }
+    }
+
+    /// verl 0.9.1's `low_var_kl`: k3 with d within 20 and the estimate within 10.
+    pub fn verl() -> Self {
+        Self { kl_penalty: KlPenalty::K3, input_clamp: Some(20.0), output_clamp: Some(10.0) }
+    }
+
+    /// The error of an option outside its domain, if any.
+    ///
+    /// # Errors
+    /// `option` if a clamp is not above 0 and finite.
+    pub fn check(&self) -> Result<()> {
+        self.input_clamp.map_or(Ok(()), |clamp| positive("input_clamp", clamp))?;
+        self.output_clamp.map_or(Ok(()), |clamp| positive("output_clamp", clamp))
+    }
+}

@@ -1,0 +1,1 @@
+//! Temporal-difference errors and generalised advantage estimation.

@@ -1,0 +1,1 @@
+//! GROUP-PPO: responses cut into runs of tokens, advantages at their ends.

@@ -1,0 +1,1 @@
+//! Correcting for tokens drawn by another engine than the one that trains.
