@@ -60,6 +60,7 @@ impl Backend {
     }
 
     /// Whether the backend implements the formula.
+    #[cfg_attr(not(feature = "torch"), expect(unused_variables, reason = "the reference has them all"))]
     pub(crate) fn has(&self, formula: &Formula<f64>) -> bool {
         match self {
             Self::Reference => true,

@@ -52,7 +52,7 @@ pub(crate) fn random(id: &str, backend: Backend) -> Result<(), Failed> {
     let mut judged = 0_u32;
     let mut skipped = 0_u32;
     let mut runner = TestRunner::new(Config { source_file: Some(file!()), ..Config::default() });
-    let outcome = runner.run(&questions::strategy(formula), |question| {
+    let outcome = runner.run(&questions::strategy(formula, questions::SMALL), |question| {
         let answer = backend.answer(id, &question);
         let expected = match (evaluate(id, &question), answer) {
             (Ok(expected), Ok(answer)) => Ok((expected, answer)),

@@ -5,11 +5,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod backend;
+mod bounds;
 mod checks;
 mod questions;
+mod second;
+mod single;
 
 use backend::Backend;
 use grpo_oracle::formula::Formula;
+use std::path::PathBuf;
+
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> std::process::ExitCode {
@@ -19,9 +24,12 @@ fn main() -> std::process::ExitCode {
         let names: Vec<String> = backends.iter().map(Backend::name).collect();
         eprintln!("oracle: the reference against {}", names.join(", "));
     }
+    let python = second::python();
     let mut trials = vec![cuda_trial(&backends)];
     for formula in Formula::<f64>::all() {
         let id = formula.id;
+        trials.push(Trial::test(format!("{id}::bound"), move || bounds::hold(id)));
+        trials.push(second_oracle(id, python.clone()));
         for &backend in backends.iter().filter(|backend| backend.has(formula)) {
             let name = |check: &str| format!("{id}::{check}::{}", backend.name());
             trials.push(Trial::test(name("fixtures"), move || checks::fixtures(id, backend)));
@@ -32,10 +40,26 @@ fn main() -> std::process::ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// Shows in every run whether the second oracle took part; a run that must have it fails without.
+fn second_oracle(id: &'static str, python: Option<PathBuf>) -> Trial {
+    let required = is_set("GRPO_ORACLE_REQUIRE_MPMATH");
+    let ignored = python.is_none() && !required;
+    let trial = Trial::test(format!("{id}::second-oracle"), move || match &python {
+        Some(python) => second::agrees(id, python),
+        None => Err(Failed::from("no Python with mpmath; run ./setup, or install mpmath")),
+    });
+    trial.with_ignored_flag(ignored)
+}
+
+/// Whether an environment variable asks for something.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value != "0")
+}
+
 /// Shows in every run whether CUDA took part; a run that must have it fails without.
 fn cuda_trial(backends: &[Backend]) -> Trial {
     let present = backends.iter().any(Backend::is_cuda);
-    let required = std::env::var_os("GRPO_ORACLE_REQUIRE_CUDA").is_some_and(|value| value != "0");
+    let required = is_set("GRPO_ORACLE_REQUIRE_CUDA");
     let trial = Trial::test("cuda::takes-part", move || {
         if present {
             Ok(())

@@ -14,9 +14,17 @@ use serde_json::{Map, Value};
 
 type Formula64 = Formula<f64>;
 
+/// The largest batch: sequences, tokens of each, vocabulary.
+pub(crate) type Largest = (usize, usize, usize);
+
+/// Small enough for a person to follow a failure.
+pub(crate) const SMALL: Largest = (5, 6, 6);
+/// Large enough for the order of a sum to matter.
+pub(crate) const LARGE: Largest = (24, 12, 16);
+
 /// Questions of every family.
-pub(crate) fn strategy(formula: &'static Formula64) -> BoxedStrategy<Question> {
-    (1_usize..=5, 1_usize..=6, 2_usize..=6)
+pub(crate) fn strategy(formula: &'static Formula64, largest: Largest) -> BoxedStrategy<Question> {
+    (1..=largest.0, 1..=largest.1, 2..=largest.2)
         .prop_flat_map(move |(rows, columns, vocabulary)| {
             let sizes = BTreeMap::from([
                 ("B", rows),
@@ -46,9 +54,14 @@ pub(crate) fn strategy(formula: &'static Formula64) -> BoxedStrategy<Question> {
 
 /// The first questions of a fixed sequence.
 pub(crate) fn sample(formula: &'static Formula64, count: usize) -> Vec<Question> {
+    stream(formula, SMALL).take(count).collect()
+}
+
+/// A fixed sequence of questions without end.
+pub(crate) fn stream(formula: &'static Formula64, largest: Largest) -> impl Iterator<Item = Question> {
     let mut runner = TestRunner::deterministic();
-    let strategy = strategy(formula);
-    (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
+    let strategy = strategy(formula, largest);
+    std::iter::repeat_with(move || strategy.new_tree(&mut runner).unwrap().current())
 }
 
 /// One more entry along the first axis; false for an array without axes.
