@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use grpo_oracle::convention::Convention;
 use grpo_oracle::evaluate::{Evaluation, Question, evaluate, evaluate_outputs};
 use grpo_oracle::fixture;
 use grpo_oracle::formula::{Formula, Gradient, Needed, RULES};
@@ -28,10 +29,18 @@ enum Action {
         /// The formula's id, as `list` shows it.
         formula: String,
     },
+    /// Show the named conventions, or what one of them computes with which options.
+    Conventions {
+        /// The convention's name.
+        name: Option<String>,
+    },
     /// Answer a question read from standard input: {"options": {...}, "inputs": {...}}.
     Eval {
         /// The formula's id, as `list` shows it.
         formula: String,
+        /// Options that the question leaves out are those of this convention, not the specification's defaults.
+        #[arg(long)]
+        convention: Option<String>,
         /// Leave the gradients out: they cost a pass over the input for every entry of it.
         #[arg(long)]
         no_gradients: bool,
@@ -77,8 +86,10 @@ fn run(action: Action) -> Result<String> {
     match action {
         Action::List => Ok(list()),
         Action::Explain { formula } => explain(&formula),
-        Action::Eval { formula, no_gradients: false } => eval(&formula, evaluate),
-        Action::Eval { formula, no_gradients: true } => eval(&formula, evaluate_outputs),
+        Action::Conventions { name } => conventions(name.as_deref()),
+        Action::Eval { formula, convention, no_gradients } => {
+            eval(&formula, convention.as_deref(), if no_gradients { evaluate_outputs } else { evaluate })
+        }
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             Ok(format!("wrote {} fixture files under {}\n", files.len(), folder.display()))
@@ -135,19 +146,59 @@ fn explain(id: &str) -> Result<String> {
     for rival in formula.rivals {
         text.push_str(&format!("    {}  {}\n", rival.name, rival.options));
     }
+    text.push_str("\nconventions: what differs from the defaults above\n");
+    for convention in Convention::all()? {
+        if let Some(options) = convention.formulas.get(id) {
+            text.push_str(&format!("    {}  {options}\n", convention.name));
+        }
+    }
     Ok(text)
 }
 
-fn eval(id: &str, evaluate: fn(&str, &Question) -> Result<Evaluation>) -> Result<String> {
-    Formula::<f64>::find(id)?; // before waiting for input
+fn conventions(name: Option<&str>) -> Result<String> {
+    let Some(name) = name else {
+        let all = Convention::all()?;
+        let width = all.iter().map(|convention| convention.name.len()).max().unwrap_or(0);
+        let line = |convention: &Convention| format!("{:width$}  {}\n", convention.name, convention.title);
+        return Ok(all.iter().map(line).collect());
+    };
+    let convention = Convention::find(name)?;
+    let mut text = format!("{}\n    {}\n", convention.name, convention.title);
+    for id in convention.formulas.keys() {
+        text.push_str(&format!("\n{id}\n"));
+        for (option, value) in convention.options(id)? {
+            text.push_str(&format!("    {option} = {value}\n"));
+        }
+    }
+    Ok(text)
+}
+
+fn eval(
+    id: &str,
+    convention: Option<&str>,
+    evaluate: fn(&str, &Question) -> Result<Evaluation>,
+) -> Result<String> {
+    // Before waiting for input.
+    Formula::<f64>::find(id)?;
+    let convention = convention.map(|name| Convention::find(name)?.options(id)).transpose()?;
     let mut text = String::new();
     let mut stdin = std::io::stdin();
     if stdin.is_terminal() {
         eprintln!("reading {{\"options\": ..., \"inputs\": ...}} from the terminal; end it with Ctrl-D");
     }
     stdin.read_to_string(&mut text).map_err(|problem| Error::file("standard input", problem))?;
-    let json: Value = serde_json::from_str(&text)
+    let mut json: Value = serde_json::from_str(&text)
         .map_err(|problem| Error::file("standard input", format!("is not JSON: {problem}")))?;
+    if let (Some(mut options), Some(question)) = (convention, json.as_object_mut()) {
+        match question.get("options") {
+            None | Some(Value::Null) => _ = question.insert("options".to_owned(), options.into()),
+            Some(Value::Object(given)) => {
+                options.extend(given.clone());
+                question.insert("options".to_owned(), options.into());
+            }
+            Some(_) => {} // what is wrong with it is said below
+        }
+    }
     // An error of the formula is an answer too: its code stands in the output for programs to read.
     match Question::from_json(id, &json).and_then(|question| evaluate(id, &question)) {
         Ok(answer) => Ok(format!("{}\n", answer.to_json())),

@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("formula", &["error", "axes", "options", "value", "arguments", "reference", "torch"]),
     ("arguments", &["error", "value", "formula", "reference"]),
     ("evaluate", &["error", "axes", "value", "arguments", "formula", "reference"]),
+    ("convention", &["error", "formula"]),
     // Judging stands on the table, training on the mirror.
     ("fixture", &["error", "options", "value", "formula", "evaluate", "conformance"]),
     ("conformance", &["error", "options", "value", "formula", "evaluate", "fixture"]),
