@@ -8,6 +8,9 @@ use super::Real;
 /// The coarsest unit roundoff that an implementation may work in: bfloat16's.
 const COARSEST: f64 = 1.0 / 256.0;
 
+/// The smallest normal number of single precision, in its units of roundoff.
+const UNDERFLOW: f64 = f32::MIN_POSITIVE as f64 / (f32::EPSILON as f64 / 2.0);
+
 /// A value computed in `f64`, with a first-order bound on the error of the same computation at any unit roundoff u:
 /// an implementation's result lies within `u * error` of the value, up to terms in u squared that the judge's factor
 /// of 4 covers as long as `margin > 4 u`.
@@ -39,7 +42,10 @@ impl Bounded {
         let margin =
             if value.is_finite() && value.abs() > f64::from(f32::MAX) { margin.min(1e-9) } else { margin };
         // Nothing can be said about how an infinity rounds.
-        Self { value, error: if value.is_finite() { error } else { 0.0 }, margin }
+        let error = if value.is_finite() { error } else { 0.0 };
+        // A number below the range of single precision may lose its digits there, or become 0.
+        let is_below = value != 0.0 && value.abs() < f64::from(f32::MIN_POSITIVE);
+        Self { value, error: if is_below { error + UNDERFLOW } else { error }, margin }
     }
 
     /// Both comparisons must hold: the margin of whatever depends on `self` and on being away from zero.

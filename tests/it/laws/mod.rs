@@ -246,6 +246,17 @@ fn a_one_pass_variance_falls_outside_the_bound() {
 }
 
 #[test]
+fn a_number_that_single_precision_cannot_hold_has_a_bound_that_says_so() {
+    // exp(-100) is a subnormal single, with four digits left; its logarithm is off by 3e-4 and more.
+    let tiny = Bounded::exact(-100.0).exp();
+    let (value, single) = (tiny.ln(), (-100.0_f32).exp().ln());
+    let error = (f64::from(single) - value.value).abs();
+    assert!(error > 1e-6 && error <= 4.0 * F32 * value.error, "{error:e}, bound {:e}", value.error);
+    // In double precision nothing is lost, and the bound is not far from what it would be.
+    assert!(Bounded::exact(-80.0).exp().error < 3.0 * (-80.0_f64).exp());
+}
+
+#[test]
 fn the_published_bounds_hold() {
     let of = |rewards: &[f64]| bounds(rewards).into_iter().fold(0.0, f64::max);
     let (apart, together) = (of(&[0.9, 1.3, 1.7]), of(&near(230, 20, &[3, -2, 9, 5])));
