@@ -1,5 +1,10 @@
 //! Laws of the formulas, on random input: what must hold whatever the numbers are.
 
+mod aggregate_parts;
+mod mask;
+mod metrics;
+mod value;
+
 use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{
     ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
