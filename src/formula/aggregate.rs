@@ -147,9 +147,9 @@ fn micro_batches<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 
 #[cfg(feature = "torch")]
 mod of_torch {
-    use super::super::TorchOutputs as Outputs;
     use crate::Result;
     use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
     pub(super) fn aggregate_loss(args: &TorchArgs<'_>) -> Result<Outputs> {

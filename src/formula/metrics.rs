@@ -240,9 +240,9 @@ fn pass_at_k<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 
 #[cfg(feature = "torch")]
 mod of_torch {
-    use super::super::TorchOutputs as Outputs;
     use crate::Result;
     use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
     pub(super) fn policy_metrics(args: &TorchArgs<'_>) -> Result<Outputs> {
