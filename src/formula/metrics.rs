@@ -126,9 +126,9 @@ impl<R: Real> Formula<R> {
                 ),
                 OptionField::new(
                     "near",
-                    "at least 0",
-                    "[0.2, 0.0, 2.0]",
-                    "how far from its target a metric may be that is to be near it",
+                    "above 0",
+                    "[0.2, 0.5, 2.0]",
+                    "a metric that is to be near its target is less than this far from it",
                 ),
             ],
             defaults: || fields(&HealthRules::guide()),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{not_negative, positive};
+use super::positive;
 use crate::{Error, Result};
 
 /// Which tokens the statistics of the processed advantages leave out (clause `metrics.advantages.processed`).
@@ -41,7 +41,7 @@ pub struct HealthRules {
     pub max_kl_divergence: f64,
     /// `ppo_ratio_clipped` is healthy below it.
     pub max_ppo_ratio_clipped: f64,
-    /// What is to be near a number is healthy at most this far from it.
+    /// What is to be near a number is healthy less than this far from it.
     pub near: f64,
 }
 
@@ -54,11 +54,11 @@ impl HealthRules {
     /// The error of an option outside its domain, if any.
     ///
     /// # Errors
-    /// `option` if a maximum is not above 0, or if `near` is negative.
+    /// `option` if a maximum or `near` is not above 0 and finite.
     pub fn check(&self) -> Result<()> {
         positive("max_kl_divergence", self.max_kl_divergence)?;
         positive("max_ppo_ratio_clipped", self.max_ppo_ratio_clipped)?;
-        not_negative("near", self.near)
+        positive("near", self.near)
     }
 }
 

@@ -4,7 +4,7 @@ use ndarray::{Array1, ArrayRef1, ArrayRef2};
 
 use super::Real;
 use super::logprob::log_ratio;
-use super::mask::{mean_of, variance_of};
+use super::mask::{all_equal, mean_of, variance_of};
 use super::objective::{bind, clipped};
 use crate::axes::Axes;
 use crate::options::{AdvantageMetrics, Clip, Ddof, EmptyMean, HealthRules, PassAtK, ProcessedExcludes};
@@ -198,14 +198,11 @@ pub fn advantages<R: Real>(
 fn statistics<R: Real>(numbers: impl Iterator<Item = R>) -> Statistics<R> {
     let numbers: Vec<R> = numbers.collect();
     let zero = R::constant(0.0);
-    let is_spread = numbers.iter().any(|number| number.value() != numbers[0].value());
-    let largest = |numbers: &[R]| numbers.iter().copied().reduce(R::max).unwrap_or(zero);
-    let smallest = |numbers: &[R]| numbers.iter().copied().reduce(R::min).unwrap_or(zero);
     Statistics {
         mean: mean_of(numbers.iter().copied(), EmptyMean::Zero),
-        std: if is_spread { variance_of(&numbers, Ddof::Sample).sqrt() } else { zero },
-        max: largest(&numbers),
-        min: smallest(&numbers),
+        std: if all_equal(&numbers) { zero } else { variance_of(&numbers, Ddof::Sample).sqrt() },
+        max: numbers.iter().copied().reduce(R::max).unwrap_or(zero),
+        min: numbers.iter().copied().reduce(R::min).unwrap_or(zero),
     }
 }
 
@@ -230,7 +227,7 @@ pub struct Health<R> {
 ///
 /// ```text
 /// kl_divergence < 0.1     ppo_ratio_clipped < 0.3
-/// |ppo_ratio_mean - 1|, |advantage_mean|, |advantage_std - 1| <= near
+/// |ppo_ratio_mean - 1|, |advantage_mean|, |advantage_std - 1| < near
 /// ```
 ///
 /// Clauses `metrics.health` and below. `003_grpo_trainer_guide.md`, question 8; what is wrong with its rules stands in
@@ -239,7 +236,7 @@ pub struct Health<R> {
 /// * every argument: a number, the metric of this name; no gradient flows
 ///
 /// # Errors
-/// `option` for a maximum that is not above 0 or a negative `near`.
+/// `option` for a maximum or a `near` that is not above 0.
 ///
 /// # Example
 /// ```
@@ -259,8 +256,7 @@ pub fn health<R: Real>(
     options.check()?;
     let (zero, one) = (R::constant(0.0), R::constant(1.0));
     let below = |metric: R, maximum: f64| metric.select_less(R::constant(maximum), one, zero);
-    let near =
-        |metric: R, target: R| R::constant(options.near).select_less((metric - target).abs(), zero, one);
+    let near = |metric: R, target: R| below((metric - target).abs(), options.near);
     let kl_divergence = below(kl_divergence, options.max_kl_divergence);
     let ppo_ratio_clipped = below(ppo_ratio_clipped, options.max_ppo_ratio_clipped);
     let ppo_ratio_mean = near(ppo_ratio_mean, one);
