@@ -80,6 +80,8 @@ fn array(input: &Input, sizes: &BTreeMap<&str, usize>) -> Array {
         Role::Reward => reals(f64::round),
         Role::Count => reals(|x| 1.0 + (64.0 * x).floor()),
         Role::Size => reals(|x| x),
+        Role::Samples => Data::Integer(vec![16; count]),
+        Role::Correct => Data::Integer((0..count).map(|index| (index % 17) as i64).collect()),
         Role::Logp => reals(|x| -4.0 * x),
         Role::LogpOther => reals(|x| -4.0 * x + 0.125),
         Role::Logit => reals(|x| 16.0 * x - 8.0),

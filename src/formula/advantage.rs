@@ -73,9 +73,9 @@ fn group_norm<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 
 #[cfg(feature = "torch")]
 mod of_torch {
-    use super::super::TorchOutputs as Outputs;
     use crate::Result;
     use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
     pub(super) fn group_norm(args: &TorchArgs<'_>) -> Result<Outputs> {

@@ -176,6 +176,10 @@ pub enum Role {
     Count,
     /// Numbers that are not negative.
     Size,
+    /// Numbers of samples, one a prompt.
+    Samples,
+    /// How many of a prompt's samples are correct.
+    Correct,
     /// A mask; true keeps.
     Mask,
     /// Token ids below V.

@@ -67,10 +67,10 @@ fn text_pairs(
 mod of_torch {
     use tch::{Kind, Tensor};
 
-    use super::super::TorchOutputs as Outputs;
     use super::text_pairs;
     use crate::Result;
     use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
     pub(super) fn gsm8k(args: &TorchArgs<'_>) -> Result<Outputs> {

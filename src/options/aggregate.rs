@@ -80,3 +80,45 @@ impl Aggregate {
         Ok(())
     }
 }
+
+/// How the parts of a batch that is split into micro-batches are weighted (clauses `aggregate.micro-batches.*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MicroBatchScaling {
+    /// Every part is divided by the counts of the whole batch, so that the parts sum to the loss of the whole.
+    Whole,
+    /// Every part's own loss is divided by the number of parts: the mean of the parts' means.
+    Equal,
+    /// Every part's own loss is weighted by its share of the sequences.
+    Sequences,
+}
+
+/// Options of `aggregate.micro_batches`; in JSON all of them stand side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MicroBatches {
+    /// How the tokens' losses of a part become one number.
+    #[serde(flatten)]
+    pub aggregate: Aggregate,
+    /// How the parts become one.
+    pub micro_batch_scaling: MicroBatchScaling,
+}
+
+impl MicroBatches {
+    /// DAPO's token mean, split so that it stays the token mean of the whole; the specification's default.
+    pub fn dapo() -> Self {
+        Self { aggregate: Aggregate::dapo(), micro_batch_scaling: MicroBatchScaling::Whole }
+    }
+
+    /// verl up to 0.7: each micro-batch's own token mean over the number of accumulation steps.
+    pub fn verl_0_7() -> Self {
+        Self { micro_batch_scaling: MicroBatchScaling::Equal, ..Self::dapo() }
+    }
+
+    /// The error of an option outside its domain, if any.
+    ///
+    /// # Errors
+    /// Those of [`Aggregate::check`].
+    pub fn check(&self) -> Result<()> {
+        self.aggregate.check()
+    }
+}

@@ -116,7 +116,7 @@ pub fn normalize<R: Real>(
 /// variance = (sum over kept of (values - mean)^2) / (number kept - ddof)
 /// ```
 ///
-/// Clauses `mask.variance` and below, `mask.select`. verl `masked_var`.
+/// Clauses `mask.variance` and below, `mask.select`. `torch.var` and verl's `masked_var` have ddof 1, `numpy.var` 0.
 ///
 /// * `values`: any shape; gradient flows to the kept entries, exactly 0 elsewhere
 /// * `mask`: the same shape, true keeps
@@ -160,7 +160,7 @@ pub fn variance<R: Real>(
 /// * `values`: any shape; gradient flows to the kept entries, exactly 0 elsewhere
 /// * `mask`: the same shape, true keeps
 ///
-/// A masked slot gets 0. Equal entries get 0 (or their mean), exactly.
+/// A masked slot gets 0. Equal entries get exactly 0, or their mean, whatever eps is.
 ///
 /// # Errors
 /// `rank` or `shape` if the shapes differ, `option` if eps is negative, `too-few` if no more than `ddof` entries are
@@ -189,12 +189,12 @@ pub fn whiten<R: Real>(values: &ArrayRefD<R>, mask: &ArrayRefD<bool>, options: &
         WhitenEps::Clamp => variance.max(eps),
     }
     .sqrt();
-    let zero = R::constant(0.0);
+    let (zero, equal) = (R::constant(0.0), all_equal(&kept));
     Ok(Zip::from(values).and(mask).map_collect(|&value, &keep| {
         if !keep {
             return zero;
         }
-        let scaled = if all_equal(&kept) { zero } else { (value - mean) / std };
+        let scaled = if equal { zero } else { (value - mean) / std };
         if options.shift_mean { scaled } else { scaled + mean }
     }))
 }

@@ -46,11 +46,7 @@ pub fn clip<R: Real>(
     options: &Clip,
 ) -> Result<Array2<R>> {
     options.check()?;
-    Axes::default()
-        .bind("logp", &["B", "T"], logp.shape())?
-        .bind("logp_old", &["B", "T"], logp_old.shape())?
-        .bind("advantages", &["B", "T"], advantages.shape())?
-        .bind("response_mask", &["B", "T"], response_mask.shape())?;
+    bind(logp, logp_old, advantages, response_mask)?;
     let tokens = Zip::from(logp).and(logp_old).and(advantages).and(response_mask);
     Ok(tokens.map_collect(|&new, &old, &advantage, &keep| {
         if !keep {
@@ -60,6 +56,20 @@ pub fn clip<R: Real>(
         let loss = clipped(ratio, advantage.detach(), options);
         dual_clipped(loss, advantage.detach(), options)
     }))
+}
+
+/// The arguments that all policy objectives begin with have one shape.
+pub(super) fn bind<R: Real>(
+    logp: &ArrayRef2<R>,
+    logp_old: &ArrayRef2<R>,
+    advantages: &ArrayRef2<R>,
+    response_mask: &ArrayRef2<bool>,
+) -> Result<Axes> {
+    Axes::default()
+        .bind("logp", &["B", "T"], logp.shape())?
+        .bind("logp_old", &["B", "T"], logp_old.shape())?
+        .bind("advantages", &["B", "T"], advantages.shape())?
+        .bind("response_mask", &["B", "T"], response_mask.shape())
 }
 
 /// -min(ratio A, clip(ratio, 1 - low, 1 + high) A)

@@ -35,6 +35,7 @@ const ERRATA: &[(&str, fn())] = &[
     ("guide.kl-loss", guide_kl_loss),
     ("guide.kl-health", guide_kl_health),
     ("guide.kl-mandatory", guide_kl_mandatory),
+    ("new-adv.processed", new_adv_processed),
 ];
 
 #[test]
@@ -305,6 +306,18 @@ fn guide_kl_mandatory() {
     let inputs = json!({"logp": [[-1.0]], "logp_old": [[-1.0]], "advantages": [1.0], "response_mask": [[1]]});
     let answer = ask("objective.actor_loss", json!({"kl_loss_coef": 0.0}), inputs);
     assert_eq!((output(&answer, "loss"), output(&answer, "kl_loss")), (vec![-1.0], vec![0.0]));
+}
+
+fn new_adv_processed() {
+    let std = |processed_excludes: &str| {
+        let advantages = json!([-1.0, 0.0, 1.0]);
+        let inputs = json!({"advantages": advantages, "advantages_original": advantages,
+            "response_mask": [[1], [1], [1]], "kept": [1, 1, 1]});
+        let answer = ask("metrics.advantages", json!({"processed_excludes": processed_excludes}), inputs);
+        output(&answer, "processed_std")
+    };
+    close(&std("filtered"), &[1.0]);
+    close(&std("zeros"), &[1.4142]);
 }
 
 /// The reference's full answer.

@@ -127,6 +127,8 @@ fn array(input: &'static Input, sizes: &BTreeMap<&'static str, usize>) -> BoxedS
         Role::Advantage => reals(vec![grid(-48, 48, 1.0 / 16.0), grid(-1, 1, 1.0)], count),
         Role::Count => reals(vec![grid(1, 16, 1.0)], count),
         Role::Size => reals(vec![grid(0, 64, 1.0 / 16.0), Just(0.0).boxed()], count),
+        Role::Samples => proptest::collection::vec(8_i64..=16, count).prop_map(Data::Integer).boxed(),
+        Role::Correct => proptest::collection::vec(0_i64..=8, count).prop_map(Data::Integer).boxed(),
         Role::Logp => reals(vec![grid(-255, 0, 1.0 / 32.0)], count),
         Role::LogpOther => reals(
             vec![grid(-255, 0, 1.0 / 32.0), grid(-32, 0, 0.25), grid(-80, 0, 1.0)], // near and far ratios

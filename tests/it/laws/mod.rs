@@ -1,10 +1,15 @@
 //! Laws of the formulas, on random input: what must hold whatever the numbers are.
 
+mod aggregate;
+mod mask;
+mod metrics;
+mod value;
+
 use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{
-    ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
+    ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, Singleton, Softmax,
 };
-use grpo_oracle::reference::{Bounded, Dual, Real, advantage, aggregate, kl, logprob, objective};
+use grpo_oracle::reference::{Bounded, Dual, Real, advantage, kl, logprob, objective};
 use ndarray::{Array1, Array2, Array3, array};
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use serde_json::json;
@@ -88,52 +93,6 @@ fn dual_clip_only_lowers_and_only_for_a_negative_advantage() {
         if advantage < 0.0 { dual == f64::min(single, -3.0 * advantage) } else { dual == single }
     }
     hold(law as fn(Unit, Unit) -> bool);
-}
-
-#[test]
-fn token_mean_is_sequence_mean_for_equal_lengths() {
-    fn law(losses: Vec<Unit>, length: u8, padding: u8) -> bool {
-        let (length, padding) = (usize::from(length % 5) + 1, usize::from(padding % 3));
-        let rows = losses.len() / length;
-        let loss = Array2::from_shape_fn((rows, length + padding), |(row, t)| {
-            if t < length { losses[row * length + t].0 } else { f64::NAN }
-        });
-        let mask = Array2::from_shape_fn(loss.raw_dim(), |(_, t)| t < length);
-        let aggregated = |mode| aggregate::loss(&loss, &mask, &Aggregate::local(mode)).expect("an aggregate");
-        let (tokens, sequences) =
-            (aggregated(LossAggMode::TokenMean), aggregated(LossAggMode::SeqMeanTokenMean));
-        (tokens - sequences).abs() < 1e-13
-    }
-    hold(law as fn(Vec<Unit>, u8, u8) -> bool);
-}
-
-#[test]
-fn the_parts_of_a_batch_sum_to_the_whole() {
-    fn law(losses: Vec<(Unit, bool)>, cut: usize) -> bool {
-        let (rows, width) = (losses.len() / 3, 3);
-        let of_rows = |from: usize, to: usize, mode: LossAggMode, counts: (f64, f64)| {
-            let at = |(row, t): (usize, usize)| losses[(from + row) * width + t];
-            let loss = Array2::from_shape_fn((to - from, width), |place| at(place).0.0);
-            let mask = Array2::from_shape_fn((to - from, width), |place| at(place).1);
-            let options = Aggregate {
-                batch_num_tokens: Some(counts.0),
-                global_batch_size: Some(counts.1),
-                loss_scale_factor: Some(7.0),
-                ..Aggregate::local(mode)
-            };
-            aggregate::loss(&loss, &mask, &options).expect("an aggregate")
-        };
-        let cut = if rows == 0 { 0 } else { cut % rows };
-        use LossAggMode::{SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenMean, TokenSum};
-        [TokenMean, TokenSum, SeqMeanTokenSum, SeqMeanTokenMean, SeqMeanTokenSumNorm].into_iter().all(
-            |mode| {
-                let counts = (11.0, 5.0);
-                let parts = of_rows(0, cut, mode, counts) + of_rows(cut, rows, mode, counts);
-                (parts - of_rows(0, rows, mode, counts)).abs() < 1e-12
-            },
-        )
-    }
-    hold(law as fn(Vec<(Unit, bool)>, usize) -> bool);
 }
 
 #[test]
