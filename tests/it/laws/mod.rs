@@ -2,7 +2,7 @@
 
 use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{
-    ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
+    ActorLoss, Aggregate, Clip, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
 };
 use grpo_oracle::reference::{Bounded, Dual, Real, advantage, aggregate, kl, logprob, objective};
 use ndarray::{Array1, Array2, Array3, array};
@@ -143,7 +143,7 @@ fn normalised_advantages_sum_to_zero_and_ignore_shift_and_scale() {
             return true;
         }
         let std = if population { GroupStd::Population } else { GroupStd::Sample };
-        let options = GroupNorm { std, eps: 0.0, eps_mode: EpsMode::Add, singleton: Singleton::Error };
+        let options = GroupNorm { std, eps: 0.0, singleton: Singleton::Error, ..GroupNorm::eq28() };
         let scale = (f64::from(scale) + 1.0) / 16.0;
         let normalised = |rewards: Vec<f64>| {
             let group = Array1::zeros(rewards.len());
