@@ -15,6 +15,8 @@ const ERRATA: &[(&str, fn())] = &[
     ("notes.singleton", notes_singleton),
     ("notes.eps", notes_eps),
     ("notes.agreeing-groups", notes_agreeing_groups),
+    ("notes.scale", notes_scale),
+    ("notes.large-values", notes_large_values),
     ("guide.population-std", guide_population_std),
     ("guide.std-set-to-one", guide_std_set_to_one),
     ("guide.advantage-std", guide_advantage_std),
@@ -106,6 +108,23 @@ fn notes_agreeing_groups() {
         advantages(&rewards, json!({}))[0]
     };
     close(&[1, 4, 7].map(of_a_right_answer), &[2.4749, 0.9354, 0.3536]);
+}
+
+fn notes_scale() {
+    for scale in [1.0, 100.0] {
+        let rewards = [scale, 0.0, 0.0, 0.0];
+        close(&advantages(&rewards, json!({"eps": 0.0})), &[1.5, -0.5, -0.5, -0.5]);
+        close(&advantages(&rewards, json!({"std": "none"}))[..1], &[0.75 * scale]);
+    }
+}
+
+fn notes_large_values() {
+    for reward in [1.0, 1e-9] {
+        let rewards = [reward, 0.0, 0.0, 0.0];
+        close(&advantages(&rewards, json!({"std": "sample", "eps": 0.0}))[..1], &[1.5]);
+        close(&advantages(&rewards, json!({"std": "population", "eps": 0.0}))[..1], &[1.7321]);
+    }
+    assert!(advantages(&[1e-9, 0.0, 0.0, 0.0], json!({}))[0] < 0.001);
 }
 
 fn guide_population_std() {

@@ -144,9 +144,7 @@ fn array(input: &'static Input, sizes: &BTreeMap<&'static str, usize>) -> BoxedS
         ),
         Role::Mask => masks(count, width),
         Role::Token => proptest::collection::vec(0..vocabulary, count).prop_map(Data::Integer).boxed(),
-        Role::Group => proptest::collection::vec(prop_oneof![3 => 0_i64..2, 1 => -3_i64..9], count)
-            .prop_map(Data::Integer)
-            .boxed(),
+        Role::Group => groups(count),
         Role::Response => text().prop_map(|text| Data::Text(vec![text])).boxed(),
         Role::Answer => text().prop_map(|text| Data::Text(vec![format!("{text} #### 18")])).boxed(),
     };
@@ -162,6 +160,14 @@ fn grid(low: i32, high: i32, step: f64) -> BoxedStrategy<f64> {
 fn reals(families: Vec<BoxedStrategy<f64>>, count: usize) -> BoxedStrategy<Data> {
     let arrays = families.into_iter().map(|family| proptest::collection::vec(family, count).boxed());
     proptest::strategy::Union::new(arrays).prop_map(Data::Real).boxed()
+}
+
+/// Groups of two and more, not side by side, and groups of any size.
+fn groups(count: usize) -> BoxedStrategy<Data> {
+    let large = (1..=(count / 2).max(1))
+        .prop_map(move |groups| (0..count).map(|member| (member % groups) as i64).collect::<Vec<_>>());
+    let any = proptest::collection::vec(prop_oneof![3 => 0_i64..2, 1 => -3_i64..9], count);
+    prop_oneof![2 => large, 1 => any].prop_map(Data::Integer).boxed()
 }
 
 /// Ragged right padding, empty rows among it, and masks with holes.
