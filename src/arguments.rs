@@ -68,6 +68,11 @@ impl<'a, R: Real> Args<'a, R> {
         self.given.mask(name)
     }
 
+    /// A mask that may be absent.
+    pub(crate) fn optional_mask<D: Dimension>(&self, name: &str) -> Result<Option<Array<bool, D>>> {
+        self.given.inputs.contains_key(name).then(|| self.given.mask(name)).transpose()
+    }
+
     /// Token ids or labels.
     pub(crate) fn integer<D: Dimension>(&self, name: &str) -> Result<Array<i64, D>> {
         self.given.integer(name)

@@ -58,7 +58,7 @@ pub fn group_norm<R: Real>(
     Ok(advantages)
 }
 
-fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<Vec<R>> {
+pub(super) fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<Vec<R>> {
     let zero = R::constant(0.0);
     let eps = R::constant(options.eps);
     if let [reward] = *rewards {
@@ -97,7 +97,7 @@ fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<
 }
 
 /// The members of each group, groups in the order of their first member.
-fn groups(group: &ArrayRef1<i64>) -> Vec<(i64, Vec<usize>)> {
+pub(super) fn groups(group: &ArrayRef1<i64>) -> Vec<(i64, Vec<usize>)> {
     let mut groups: Vec<(i64, Vec<usize>)> = Vec::new();
     for (member, &label) in group.iter().enumerate() {
         match groups.iter_mut().find(|(other, _)| *other == label) {

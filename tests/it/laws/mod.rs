@@ -184,7 +184,7 @@ fn exact_gradients_of_the_actor_loss_agree_with_differences() {
             let reference = row(tokens.iter().map(|token| Dual::constant(-1.0 + token.1.0)).collect());
             let advantages = row(tokens.iter().map(|token| Dual::constant(token.2.0)).collect());
             let mask = Array2::from_shape_fn((1, tokens.len()), |(_, t)| tokens[t].3);
-            objective::actor_loss(&row(logp), &old, Some(&reference), &advantages, &mask, None, &options)
+            objective::actor_loss(&row(logp), &old, Some(&reference), &advantages, &mask, None, None, &options)
                 .expect("a loss")
                 .loss
         };
