@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpsMode, GroupNorm, GroupStd, Singleton, not_negative, share};
+use super::{EpsMode, GroupNorm, Singleton, not_negative, share};
 use crate::{Error, Result};
 
 /// The estimator whose advantages are filtered (clause `filter.estimator`).
@@ -69,10 +69,10 @@ impl Filter {
     /// The normalisation's own options.
     pub fn group_norm(&self) -> GroupNorm {
         GroupNorm {
-            std: GroupStd::Sample,
             eps: self.eps,
             eps_mode: EpsMode::Threshold,
             singleton: self.singleton,
+            ..GroupNorm::eq28()
         }
     }
 

@@ -58,7 +58,7 @@ pub fn group_norm<R: Real>(
     Ok(advantages)
 }
 
-pub(super) fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<Vec<R>> {
+fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<Vec<R>> {
     let zero = R::constant(0.0);
     let eps = R::constant(options.eps);
     if let [reward] = *rewards {

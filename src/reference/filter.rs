@@ -3,7 +3,7 @@
 use ndarray::{Array1, ArrayRef1};
 
 use super::Real;
-use super::advantage::{groups, normalise};
+use super::advantage::{group_norm, groups};
 use super::mask::{all_equal, variance_of};
 use crate::Result;
 use crate::axes::Axes;
@@ -82,19 +82,24 @@ struct Sample<R> {
 
 fn filter_group<R: Real>(label: i64, rewards: &[R], options: &Filter) -> Result<Vec<Sample<R>>> {
     let (zero, one) = (R::constant(0.0), R::constant(1.0));
-    let original = normalise(label, rewards, &options.group_norm())?;
+    let original = normalised(label, rewards, options)?;
     let kept = kept(rewards, &original, options);
     let kept_rewards: Vec<R> =
         rewards.iter().zip(&kept).filter(|(_, keep)| **keep).map(|(&r, _)| r).collect();
     let is_new = options.compute_new_adv && !options.keeps_all() && kept_rewards.len() >= 2;
-    let mut new =
-        if is_new { normalise(label, &kept_rewards, &options.group_norm())? } else { Vec::new() }.into_iter();
+    let mut new = if is_new { normalised(label, &kept_rewards, options)? } else { Vec::new() }.into_iter();
     let samples = original.iter().zip(&kept).map(|(&original, &keep)| {
         let advantage = if keep { new.next().unwrap_or(original) } else { zero };
         let advantage = decided(advantage, rewards, options);
         Sample { advantage, original, kept: decided(if keep { one } else { zero }, rewards, options) }
     });
     Ok(samples.collect())
+}
+
+/// (r_i - mean) / std of one group
+fn normalised<R: Real>(label: i64, rewards: &[R], options: &Filter) -> Result<Vec<R>> {
+    let (rewards, group) = (Array1::from(rewards.to_vec()), Array1::from_elem(rewards.len(), label));
+    Ok(group_norm(&rewards, &group, &options.group_norm())?.to_vec())
 }
 
 /// Which samples of a group stay: those with advantage 0, the best of those above, the worst of those below.

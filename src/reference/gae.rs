@@ -161,7 +161,7 @@ fn whitened<R: Real>(
     let kept: Vec<R> = kept(&values, &keep).collect();
     // These advantages are computed, so that rounding may decide whether they are all equal.
     let is_constant = all_equal(&kept);
-    let decided = |entry: R| kept.iter().fold(entry, |entry, &other| entry.chosen_by(other, kept[0]));
+    let decided = |entry: R| kept.iter().skip(1).fold(entry, |entry, &other| entry.chosen_by(other, kept[0]));
     let whitened = whitened.mapv(|entry| if is_constant { decided(entry) } else { entry });
     Ok(Array2::from_shape_fn(advantages.raw_dim(), |(row, t)| whitened[[row, t]]))
 }

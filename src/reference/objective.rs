@@ -165,8 +165,10 @@ fn effective_mask(
     group_endpoints: Option<&ArrayRef2<bool>>,
 ) -> Result<Array2<bool>> {
     let Some(endpoints) = group_endpoints else { return Ok(response_mask.to_owned()) };
-    Axes::default()
-        .bind("response_mask", &["B", "T"], response_mask.shape())?
-        .bind("group_endpoints", &["B", "T"], endpoints.shape())?;
+    Axes::default().bind("response_mask", &["B", "T"], response_mask.shape())?.bind(
+        "group_endpoints",
+        &["B", "T"],
+        endpoints.shape(),
+    )?;
     Ok(Zip::from(response_mask).and(endpoints).map_collect(|&keep, &is_endpoint| keep && is_endpoint))
 }

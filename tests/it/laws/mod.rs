@@ -1,5 +1,9 @@
 //! Laws of the formulas, on random input: what must hold whatever the numbers are.
 
+mod filter;
+mod gae;
+mod group_ppo;
+
 use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{
     ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
@@ -184,9 +188,18 @@ fn exact_gradients_of_the_actor_loss_agree_with_differences() {
             let reference = row(tokens.iter().map(|token| Dual::constant(-1.0 + token.1.0)).collect());
             let advantages = row(tokens.iter().map(|token| Dual::constant(token.2.0)).collect());
             let mask = Array2::from_shape_fn((1, tokens.len()), |(_, t)| tokens[t].3);
-            objective::actor_loss(&row(logp), &old, Some(&reference), &advantages, &mask, None, None, &options)
-                .expect("a loss")
-                .loss
+            objective::actor_loss(
+                &row(logp),
+                &old,
+                Some(&reference),
+                &advantages,
+                &mask,
+                None,
+                None,
+                &options,
+            )
+            .expect("a loss")
+            .loss
         };
         (0..logp.len()).all(|entry| {
             let seeded = |step: f64, tangent: f64| {
