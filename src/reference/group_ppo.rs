@@ -250,13 +250,14 @@ fn next_threshold<R: Real>(cuts: &[Cut<R>], options: &GroupPpo) -> R {
     if !options.adaptive_threshold {
         return threshold;
     }
-    let threshold = cuts.iter().fold(threshold, |threshold, cut| decided(threshold, cut.of_scores));
     let quotients: Vec<R> = cuts.iter().filter_map(|cut| cut.quotient).collect();
-    if quotients.is_empty() {
-        return threshold;
-    }
-    let step = R::constant(options.threshold_lr) * (mean_of(quotients, EmptyMean::Zero) - threshold);
-    (threshold + step).clamp(R::constant(options.min_threshold), R::constant(options.max_threshold))
+    let next = if quotients.is_empty() {
+        threshold
+    } else {
+        let step = R::constant(options.threshold_lr) * (mean_of(quotients, EmptyMean::Zero) - threshold);
+        (threshold + step).clamp(R::constant(options.min_threshold), R::constant(options.max_threshold))
+    };
+    cuts.iter().fold(next, |next, cut| decided(next, cut.of_scores))
 }
 
 fn metrics<R: Real>(cuts: &[Cut<R>]) -> GroupMetrics<R> {
@@ -267,10 +268,11 @@ fn metrics<R: Real>(cuts: &[Cut<R>]) -> GroupMetrics<R> {
     let endpoints = decided(R::constant(count as f64), decisions);
     let tokens = R::constant(cuts.len() as f64);
     let compression = if cuts.is_empty() { zero } else { one - endpoints / tokens };
+    let effectiveness = (compression - R::constant(0.1)).max(zero) / R::constant(0.9);
     GroupMetrics {
         compression_ratio: compression,
         efficiency_gain: if cuts.is_empty() { one } else { tokens / endpoints },
-        algorithm_effectiveness: (compression - R::constant(0.1)).max(zero) / R::constant(0.9),
+        algorithm_effectiveness: decided(effectiveness, decisions),
         total_endpoints: endpoints,
         sparse: decided(if is_sparse { one } else { zero }, decisions),
     }
