@@ -6,7 +6,9 @@ use serde_json::Map;
 use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields};
 use crate::Result;
 use crate::arguments::Args;
-use crate::options::{Gpg, GroupNorm, Opo, PassAtKAdvantage, ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo};
+use crate::options::{
+    Gpg, GroupNorm, Opo, PassAtKAdvantage, ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo,
+};
 use crate::reference::{self, Real};
 use crate::value::Kind;
 

@@ -52,6 +52,7 @@ impl<R: Real> Formula<R> {
                 "objective.actor-loss.terms",
                 "objective.actor-loss.order",
                 "objective.actor-loss.accumulation",
+                "objective.actor-loss.endpoints",
             ],
             inputs: &[
                 Input::differentiable("logp", &["B", "T"], Role::Logp),
@@ -59,6 +60,7 @@ impl<R: Real> Formula<R> {
                 Input::constant("logp_ref", &["B", "T"], Role::LogpOther).unless_zero("kl_loss_coef"),
                 Input::constant("advantages", &["B", "T"], Role::Advantage),
                 Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
+                Input::data("group_endpoints", Kind::Mask, &["B", "T"], Role::Mask).optional(),
                 Input::differentiable("entropy", &["B", "T"], Role::Number).unless_zero("entropy_coeff"),
             ],
             options: ACTOR_LOSS_OPTIONS,
@@ -200,6 +202,7 @@ fn actor_loss<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
         logp_ref.as_deref(),
         &advantages,
         &mask,
+        args.optional_mask::<Ix2>("group_endpoints")?.as_deref(),
         entropy.as_deref(),
         &args.options()?,
     )?;
@@ -242,6 +245,7 @@ mod of_torch {
             args.optional_tensor("logp_ref"),
             &args.per_token("advantages", logp)?,
             mask,
+            args.optional_tensor("group_endpoints"),
             args.optional_tensor("entropy"),
             &args.options()?,
         )?;

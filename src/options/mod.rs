@@ -52,3 +52,10 @@ fn positive(option: &str, value: f64) -> Result<()> {
     }
     Err(Error::option(option, format!("{value} is not a finite number above 0")))
 }
+
+fn share(option: &str, value: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::option(option, format!("{value} is not in [0, 1]")))
+}

@@ -6,8 +6,9 @@ use super::Real;
 use super::mask::{self, all_equal, kept, mean_of, variance_of};
 use crate::axes::Axes;
 use crate::options::{
-    Ddof, EmptyMean, EpsMode, Gpg, GpgAlpha, GroupNorm, GroupStd, LoneMember, MaskedReturn, Opo, PassAtKAdvantage,
-    ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo, Singleton, StdScope, WhitenAdvantages,
+    Ddof, EmptyMean, EpsMode, Gpg, GpgAlpha, GroupNorm, GroupStd, LoneMember, MaskedReturn, Opo,
+    PassAtKAdvantage, ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo, Singleton, StdScope,
+    WhitenAdvantages,
 };
 use crate::{Error, Result};
 

@@ -108,6 +108,7 @@ pub struct ActorLossOutput<R> {
 /// Clauses `objective.actor-loss` and below. DeepSeekMath Eq. 3; verl `dp_actor`; CS336 `grpo_microbatch_train_step`.
 ///
 /// * `logp`, `logp_old`, `advantages`, `response_mask`: as for [`clip`]
+/// * `group_endpoints`: `[B, T]`, if given, only slots that it keeps too enter any term
 /// * `logp_ref`: `[B, T]`, read only if `kl_loss_coef` is not 0; a constant
 /// * `entropy`: `[B, T]`, read only if `entropy_coeff` is not 0; gradient flows
 ///
@@ -122,7 +123,7 @@ pub struct ActorLossOutput<R> {
 /// let options = ActorLoss { kl_loss_coef: 0.5, ..ActorLoss::grpo() };
 /// let reference = array![[-1.0, -2.0]];
 /// let loss = objective::actor_loss(
-///     &logp, &logp, Some(&reference), &array![[3.0, 1.0]], &array![[true, true]], None, &options,
+///     &logp, &logp, Some(&reference), &array![[3.0, 1.0]], &array![[true, true]], None, None, &options,
 /// )?;
 /// assert_eq!((loss.loss, loss.kl_loss), (-2.0, 0.0)); // on policy: minus the mean advantage
 /// # Ok::<(), grpo_oracle::Error>(())
@@ -133,10 +134,13 @@ pub fn actor_loss<R: Real>(
     logp_ref: Option<&ArrayRef2<R>>,
     advantages: &ArrayRef2<R>,
     response_mask: &ArrayRef2<bool>,
+    group_endpoints: Option<&ArrayRef2<bool>>,
     entropy: Option<&ArrayRef2<R>>,
     options: &ActorLoss,
 ) -> Result<ActorLossOutput<R>> {
     options.check()?;
+    let effective_mask = effective_mask(response_mask, group_endpoints)?;
+    let response_mask = &effective_mask;
     let token_loss = clip(logp, logp_old, advantages, response_mask, &options.clip)?;
     let policy_loss = aggregate::loss(&token_loss, response_mask, &options.aggregate)?;
     let kl_loss = if options.kl_loss_coef == 0.0 {
@@ -163,4 +167,18 @@ pub fn actor_loss<R: Real>(
     let loss = policy_loss + kl_loss_coef * kl_loss - entropy_coeff * entropy_loss;
     let loss = loss / R::constant(options.gradient_accumulation_steps);
     Ok(ActorLossOutput { loss, policy_loss, kl_loss, entropy_loss })
+}
+
+/// endpoints and response mask
+fn effective_mask(
+    response_mask: &ArrayRef2<bool>,
+    group_endpoints: Option<&ArrayRef2<bool>>,
+) -> Result<Array2<bool>> {
+    let Some(endpoints) = group_endpoints else { return Ok(response_mask.to_owned()) };
+    Axes::default().bind("response_mask", &["B", "T"], response_mask.shape())?.bind(
+        "group_endpoints",
+        &["B", "T"],
+        endpoints.shape(),
+    )?;
+    Ok(Zip::from(response_mask).and(endpoints).map_collect(|&keep, &is_endpoint| keep && is_endpoint))
 }

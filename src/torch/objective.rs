@@ -71,10 +71,13 @@ pub fn actor_loss(
     logp_ref: Option<&Tensor>,
     advantages: &Tensor,
     response_mask: &Tensor,
+    group_endpoints: Option<&Tensor>,
     entropy: Option<&Tensor>,
     options: &ActorLoss,
 ) -> Result<ActorLossOutput> {
     options.check()?;
+    let effective_mask = effective_mask(response_mask, group_endpoints)?;
+    let response_mask = &effective_mask;
     let token_loss = clip(logp, logp_old, advantages, response_mask, &options.clip)?;
     let policy_loss = aggregate::loss(&token_loss, response_mask, &options.aggregate)?;
     let kl_loss = if options.kl_loss_coef == 0.0 {
@@ -114,4 +117,17 @@ fn select_like(logp_ref: &Tensor, response_mask: &Tensor) -> Result<Tensor> {
         &logp_ref.size(),
     )?;
     Ok(select(logp_ref, response_mask))
+}
+
+/// endpoints and response mask
+fn effective_mask(response_mask: &Tensor, group_endpoints: Option<&Tensor>) -> Result<Tensor> {
+    let Some(endpoints) = group_endpoints else { return Ok(response_mask.shallow_clone()) };
+    Axes::default().bind("response_mask", &["B", "T"], &response_mask.size())?.bind(
+        "group_endpoints",
+        &["B", "T"],
+        &endpoints.size(),
+    )?;
+    of_kind("response_mask", response_mask, Kind::Bool)?;
+    of_kind("group_endpoints", endpoints, Kind::Bool)?;
+    Ok(response_mask.logical_and(endpoints))
 }

@@ -165,6 +165,7 @@ fn accumulate_gradients(
             logp_ref,
             advantages,
             response_mask,
+            None,
             bonus,
             &loss_options,
         )?;

@@ -37,7 +37,17 @@ const ERRATA: &[(&str, fn())] = &[
     ("guide.kl-loss", guide_kl_loss),
     ("guide.kl-health", guide_kl_health),
     ("guide.kl-mandatory", guide_kl_mandatory),
+    ("new-adv.best-three", new_adv_best_three),
+    ("new-adv.sharper", new_adv_sharper),
+    ("new-adv.sign", new_adv_sign),
+    ("new-adv.share", new_adv_share),
     ("new-adv.processed", new_adv_processed),
+    ("group.effectiveness", group_effectiveness),
+    ("group.memory", group_memory),
+    ("group.share", group_share),
+    ("group.size-alone", group_size_alone),
+    ("group.sparsity", group_sparsity),
+    ("group.broadcast", group_broadcast),
 ];
 
 #[test]
@@ -327,6 +337,29 @@ fn guide_kl_mandatory() {
     assert_eq!((output(&answer, "loss"), output(&answer, "kl_loss")), (vec![-1.0], vec![0.0]));
 }
 
+fn new_adv_best_three() {
+    assert_eq!(filtered(&FIVE, 0.5, 0.7, true).1, [1.0, 0.0, 1.0, 0.0, 1.0]);
+    assert_eq!(filtered(&FIVE, 0.0, 1.0, true).1, [0.0, 0.0, 1.0, 1.0, 1.0]);
+}
+
+fn new_adv_sharper() {
+    close(&filtered(&FIVE, 0.5, 0.7, false).0, &[-1.2649, 0.0, 0.0, 0.0, 1.2649]);
+    close(&filtered(&FIVE, 0.5, 0.7, true).0, &[-1.0, 0.0, 0.0, 0.0, 1.0]);
+}
+
+fn new_adv_sign() {
+    close(&filtered(&FIVE, 0.0, 1.0, false).0, &[0.0, 0.0, 0.0, 0.6325, 1.2649]);
+    close(&filtered(&FIVE, 0.0, 1.0, true).0, &[0.0, 0.0, -1.0, 0.0, 1.0]);
+}
+
+fn new_adv_share() {
+    let kept = |right: usize, ratio: f64| {
+        let rewards: Vec<f64> = (0..right + 1).map(|i| f64::from(u8::from(i < right))).collect();
+        filtered(&rewards, 0.0, ratio, false).1.iter().sum::<f64>()
+    };
+    assert_eq!([kept(2, 0.7), kept(3, 0.7), kept(100, 0.29)], [1.0, 2.0, 28.0]);
+}
+
 fn new_adv_processed() {
     let std = |processed_excludes: &str| {
         let advantages = json!([-1.0, 0.0, 1.0]);
@@ -337,6 +370,77 @@ fn new_adv_processed() {
     };
     close(&std("filtered"), &[1.0]);
     close(&std("zeros"), &[1.4142]);
+}
+
+fn group_effectiveness() {
+    let answer = endpoints(&[[0.0; 16]], json!({"group_max_size": 4}));
+    assert_eq!(
+        (output(&answer, "compression_ratio"), output(&answer, "efficiency_gain")),
+        (vec![0.75], vec![4.0])
+    );
+    close(&output(&answer, "algorithm_effectiveness"), &[0.7222]);
+    close(&[(0.91 - 0.1) / 0.9], &[0.9]);
+}
+
+fn group_memory() {
+    let compression = output(&endpoints(&[[0.0; 64]; 2], json!({})), "compression_ratio")[0];
+    assert_eq!((compression, 0.8 * compression), (0.9375, 0.75));
+}
+
+fn group_share() {
+    let share = |drift: f64| output(&endpoints(&[[drift; 64]; 2], json!({})), "total_endpoints")[0] / 128.0;
+    assert_eq!((share(0.0), share(0.5)), (0.0625, 1.0));
+}
+
+fn group_size_alone() {
+    let mut drifts = [[0.0; 64]; 2];
+    assert_eq!(output(&endpoints(&drifts, json!({})), "total_endpoints"), [8.0]);
+    drifts[0][5] = 0.5;
+    assert_eq!(output(&endpoints(&drifts, json!({})), "total_endpoints"), [9.0]);
+}
+
+fn group_sparsity() {
+    let inputs = json!({
+        "rewards": [[0.0, 0.5]], "values": [[0.5, 0.5]], "logp": [[-1.0, -1.0]], "logp_old": [[-1.0, -1.0]],
+        "response_mask": [[1, 1]],
+    });
+    let answer = ask("advantage.group_ppo", json!({}), inputs);
+    assert_eq!(
+        (output(&answer, "total_endpoints"), output(&answer, "advantages")),
+        (vec![1.0], vec![0.0, 0.0])
+    );
+    let groups = [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]];
+    let dense = groups.iter().flat_map(|group| advantages(group, json!({}))).filter(|a| *a != 0.0).count();
+    assert_eq!(dense as f64 / 10.0, 0.4);
+}
+
+fn group_broadcast() {
+    let mut drifts = [[0.0; 4]; 2];
+    drifts[0][1] = 0.5;
+    let answer = endpoints(&drifts, json!({}));
+    assert_eq!(output(&answer, "endpoints"), [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+}
+
+/// The rewards of the guide's example.
+const FIVE: [f64; 5] = [0.1, 0.5, 0.9, 1.3, 1.7];
+
+/// One group's advantages behind the filter, and which samples are kept.
+fn filtered(rewards: &[f64], neg: f64, pos: f64, new: bool) -> (Vec<f64>, Vec<f64>) {
+    let inputs = json!({"rewards": rewards, "group": vec![0; rewards.len()]});
+    let options = json!({"keep_neg_ratio": neg, "keep_pos_ratio": pos, "compute_new_adv": new});
+    let answer = ask("advantage.filter", options, inputs);
+    (output(&answer, "advantages"), output(&answer, "kept"))
+}
+
+/// The endpoints of responses with these log-ratios, every token with a reward of 0.5 and a value of 0.
+fn endpoints<const T: usize>(drifts: &[[f64; T]], options: Value) -> Evaluation {
+    let rows = |entry: f64| vec![vec![entry; T]; drifts.len()];
+    let logp: Vec<Vec<f64>> =
+        drifts.iter().map(|row| row.iter().map(|drift| drift - 1.0).collect()).collect();
+    let inputs = json!({
+        "rewards": rows(0.5), "values": rows(0.0), "logp": logp, "logp_old": rows(-1.0), "response_mask": rows(1.0),
+    });
+    ask("advantage.group_ppo", options, inputs)
 }
 
 /// The reference's full answer.

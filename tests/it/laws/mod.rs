@@ -2,6 +2,9 @@
 
 mod advantage;
 mod aggregate;
+mod filter;
+mod gae;
+mod group_ppo;
 mod mask;
 mod metrics;
 mod value;
@@ -142,9 +145,18 @@ fn exact_gradients_of_the_actor_loss_agree_with_differences() {
             let reference = row(tokens.iter().map(|token| Dual::constant(-1.0 + token.1.0)).collect());
             let advantages = row(tokens.iter().map(|token| Dual::constant(token.2.0)).collect());
             let mask = Array2::from_shape_fn((1, tokens.len()), |(_, t)| tokens[t].3);
-            objective::actor_loss(&row(logp), &old, Some(&reference), &advantages, &mask, None, &options)
-                .expect("a loss")
-                .loss
+            objective::actor_loss(
+                &row(logp),
+                &old,
+                Some(&reference),
+                &advantages,
+                &mask,
+                None,
+                None,
+                &options,
+            )
+            .expect("a loss")
+            .loss
         };
         (0..logp.len()).all(|entry| {
             let seeded = |step: f64, tangent: f64| {
