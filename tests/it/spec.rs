@@ -29,7 +29,6 @@ fn the_specification_and_the_table_name_the_same_clauses() {
     let undefined: Vec<_> = named.difference(&defined).collect();
     let unnamed: Vec<_> = defined.difference(&named).collect();
     let table: String = Table::all()
-        .iter()
         .map(|formula| format!("{:24} {}\n", formula.id, formula.clauses.join(" ")))
         .collect();
     assert!(
