@@ -50,7 +50,7 @@ pub fn policy_gradient<R: Real>(logp: &ArrayRef2<R>, advantages: &ArrayRef2<R>) 
 /// loss_it = -(r_i - b_i) logp_it
 /// ```
 ///
-/// Clauses `objective.reinforce-with-baseline` and below. CS336 assignment 5, Eq. 22.
+/// Clauses `objective.reinforce-with-baseline` and below. CS336 assignment 5, policy-gradient baselines.
 ///
 /// * `logp`: `[B, T]`, nats; gradient flows
 /// * `rewards`, `baselines`: `[B]`, one a sequence; constants, no gradient flows
