@@ -236,11 +236,7 @@ impl Gspo {
 
     /// The clipping's own options.
     pub fn clip(&self) -> Clip {
-        Clip {
-            clip_ratio_low: self.clip_ratio_low,
-            clip_ratio_high: self.clip_ratio_high,
-            ..Clip::eq29()
-        }
+        Clip { clip_ratio_low: self.clip_ratio_low, clip_ratio_high: self.clip_ratio_high, ..Clip::eq29() }
     }
 
     /// The error of an option outside its domain, if any.

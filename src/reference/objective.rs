@@ -72,10 +72,11 @@ pub fn reinforce_with_baseline<R: Real>(
     rewards: &ArrayRef1<R>,
     baselines: &ArrayRef1<R>,
 ) -> Result<Array2<R>> {
-    Axes::default()
-        .bind("logp", &["B", "T"], logp.shape())?
-        .bind("rewards", &["B"], rewards.shape())?
-        .bind("baselines", &["B"], baselines.shape())?;
+    Axes::default().bind("logp", &["B", "T"], logp.shape())?.bind("rewards", &["B"], rewards.shape())?.bind(
+        "baselines",
+        &["B"],
+        baselines.shape(),
+    )?;
     policy_gradient(logp, &for_every_token(&(rewards - baselines), logp.ncols()))
 }
 
@@ -114,9 +115,8 @@ pub fn off_policy<R: Real>(
         .bind("logp_old", &["B", "T"], logp_old.shape())?
         .bind("advantages", &["B", "T"], advantages.shape())?;
     let tokens = Zip::from(logp).and(logp_old).and(advantages);
-    Ok(tokens.map_collect(|&new, &old, &advantage| {
-        -(log_ratio(new, old, options).exp() * advantage.detach())
-    }))
+    Ok(tokens
+        .map_collect(|&new, &old, &advantage| -(log_ratio(new, old, options).exp() * advantage.detach())))
 }
 
 /// The clipped surrogate loss of every token: GRPO-Clip, PPO, DAPO's clip-higher, dual clip.
@@ -516,13 +516,13 @@ pub fn gmpo<R: Real>(
         .bind("advantages", &["B"], advantages.shape())?
         .bind("response_mask", &["B", "T"], response_mask.shape())?;
     let mut loss = Array1::from_elem(logp.nrows(), R::constant(0.0));
-    for (row, keep) in response_mask.outer_iter().enumerate().filter(|(_, keep)| keep.iter().any(|&keep| keep))
+    for (row, keep) in
+        response_mask.outer_iter().enumerate().filter(|(_, keep)| keep.iter().any(|&keep| keep))
     {
         let advantage = advantages[row].detach();
         let kept = keep.iter().enumerate().filter(|&(_, &keep)| keep);
-        let log_ratios = kept.map(|(t, _)| {
-            one_sided(logp[[row, t]] - logp_old[[row, t]].detach(), advantage, options)
-        });
+        let log_ratios =
+            kept.map(|(t, _)| one_sided(logp[[row, t]] - logp_old[[row, t]].detach(), advantage, options));
         loss[row] = -(advantage * mean_of(log_ratios, EmptyMean::Zero).exp());
     }
     Ok(loss)

@@ -1,10 +1,14 @@
 //! Laws of the formulas, on random input: what must hold whatever the numbers are.
 
+mod logprob;
+mod objective;
+mod rollout;
+
 use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{
     ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, KlEstimate, LossAggMode, Singleton, Softmax,
 };
-use grpo_oracle::reference::{Bounded, Dual, Real, advantage, aggregate, kl, logprob, objective};
+use grpo_oracle::reference::{self, Bounded, Dual, Real, advantage, aggregate, kl};
 use ndarray::{Array1, Array2, Array3, array};
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use serde_json::json;
@@ -184,9 +188,17 @@ fn exact_gradients_of_the_actor_loss_agree_with_differences() {
             let reference = row(tokens.iter().map(|token| Dual::constant(-1.0 + token.1.0)).collect());
             let advantages = row(tokens.iter().map(|token| Dual::constant(token.2.0)).collect());
             let mask = Array2::from_shape_fn((1, tokens.len()), |(_, t)| tokens[t].3);
-            objective::actor_loss(&row(logp), &old, Some(&reference), &advantages, &mask, None, &options)
-                .expect("a loss")
-                .loss
+            reference::objective::actor_loss(
+                &row(logp),
+                &old,
+                Some(&reference),
+                &advantages,
+                &mask,
+                None,
+                &options,
+            )
+            .expect("a loss")
+            .loss
         };
         (0..logp.len()).all(|entry| {
             let seeded = |step: f64, tangent: f64| {
@@ -214,7 +226,8 @@ fn exact_gradients_of_the_log_probability_and_entropy_agree_with_differences() {
                     Dual::variable(logits[v] + here * step, here * tangent)
                 });
                 let tokens = array![[(drawn % 4) as i64]];
-                let token = logprob::token(&logits, &tokens, &Softmax::at(0.7)).expect("log-probabilities");
+                let token = reference::logprob::token(&logits, &tokens, &Softmax::at(0.7))
+                    .expect("log-probabilities");
                 (token.logp[[0, 0]], token.entropy[[0, 0]])
             };
             let (up, down, exact) = (at(1e-5, 0.0), at(-1e-5, 0.0), at(0.0, 1.0));
@@ -255,8 +268,13 @@ fn the_published_bounds_hold() {
 
 /// One token's clipped loss.
 fn clip(log_ratio: f64, advantage: f64, options: &Clip) -> f64 {
-    let loss =
-        objective::clip(&array![[log_ratio]], &array![[0.0]], &array![[advantage]], &array![[true]], options);
+    let loss = reference::objective::clip(
+        &array![[log_ratio]],
+        &array![[0.0]],
+        &array![[advantage]],
+        &array![[true]],
+        options,
+    );
     loss.expect("a loss")[[0, 0]]
 }
 
