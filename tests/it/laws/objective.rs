@@ -84,11 +84,12 @@ fn gspo_of_one_token_is_the_clipped_loss() {
 fn gspo_and_gspo_token_differ_only_where_advantages_do() {
     fn law(logp: [i8; 3], advantages: [i8; 3]) -> bool {
         let of = |numbers: [i8; 3]| numbers.map(|number| f64::from(number) / 64.0);
+        let (zeros, ones) = ([[0.0; 3]], [[1; 3]]);
         let gradient = |level: &str, advantages: [f64; 3]| {
             let options =
                 json!({"importance_sampling_level": level, "clip_ratio_low": 1.0, "clip_ratio_high": 100.0});
             let inputs = json!({
-                "logp": [of(logp)], "logp_old": [[0.0; 3]], "advantages": [advantages], "response_mask": [[1; 3]],
+                "logp": [of(logp)], "logp_old": zeros, "advantages": [advantages], "response_mask": ones,
             });
             ask("objective.gspo", options, inputs).gradients["logp"].reals().to_vec()
         };
