@@ -63,6 +63,11 @@ impl<'a, R: Real> Args<'a, R> {
         Ok(Array::from_shape_fn((rows.len(), width), |(row, _)| rows[row]))
     }
 
+    /// A `[B, T]` input that may be given as `[B]`, or be absent.
+    pub(crate) fn optional_per_token(&self, name: &str, width: usize) -> Result<Option<Array<R, Ix2>>> {
+        self.reals.contains_key(name).then(|| self.per_token(name, width)).transpose()
+    }
+
     /// A mask.
     pub(crate) fn mask<D: Dimension>(&self, name: &str) -> Result<Array<bool, D>> {
         self.given.mask(name)

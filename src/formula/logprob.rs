@@ -6,7 +6,7 @@ use super::objective::LOG_RATIO_CLAMP;
 use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields};
 use crate::Result;
 use crate::arguments::Args;
-use crate::options::{Ratio, Softmax};
+use crate::options::{Ratio, SequenceRatio, Softmax};
 use crate::reference::{self, Real};
 use crate::value::Kind;
 
@@ -27,18 +27,32 @@ impl<R: Real> Formula<R> {
                 Input::differentiable("logits", &["B", "T", "V"], Role::Logit),
                 Input::data("tokens", Kind::Token, &["B", "T"], Role::Token),
             ],
-            options: &[OptionField::new(
-                "temperature",
-                "above 0",
-                "[1.0, 0.5, 0.7, 3.0]",
-                "the logits are divided by it",
-            )],
+            options: &[TEMPERATURE],
             defaults: || fields(&Softmax::plain()),
             outputs: &[Output::new("logp", &["B", "T"]), Output::new("entropy", &["B", "T"])],
             rivals: &[Rival::new("the temperature forgotten", r#"{"temperature": 1.0}"#)],
             reference: token,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::token),
+        },
+        Self {
+            id: "logprob.entropy",
+            summary: "entropy = log sum_v exp(z_v) - sum_v p_v z_v;  z = logits / temperature",
+            source: "CS336 assignment 5, compute_entropy; verl entropy_from_logits",
+            clauses: &[
+                "logprob.entropy",
+                "logprob.entropy.gradient",
+                "logprob.temperature",
+                "logprob.ruled-out",
+            ],
+            inputs: &[Input::differentiable("logits", &["B", "T", "V"], Role::Logit)],
+            options: &[TEMPERATURE],
+            defaults: || fields(&Softmax::plain()),
+            outputs: &[Output::new("entropy", &["B", "T"])],
+            rivals: &[Rival::new("the temperature forgotten", r#"{"temperature": 1.0}"#)],
+            reference: entropy,
+            #[cfg(feature = "torch")]
+            torch: None,
         },
         Self {
             id: "logprob.ratio",
@@ -60,13 +74,64 @@ impl<R: Real> Formula<R> {
             #[cfg(feature = "torch")]
             torch: Some(of_torch::ratio),
         },
+        Self {
+            id: "logprob.sequence_ratio",
+            summary: "ratio_i = exp(clamp(mean_t (logp_it - logp_old_it))), or of the sum",
+            source: "GSPO (arXiv 2507.18071) Eq. 7; TRL's RLOO",
+            clauses: &[
+                "mask.select",
+                "logprob.sequence-ratio",
+                "logprob.sequence-ratio.stop",
+                "logprob.sequence-ratio.clamp",
+                "logprob.sequence-ratio.empty",
+            ],
+            inputs: &[
+                Input::differentiable("logp", &["B", "T"], Role::Logp),
+                Input::constant("logp_old", &["B", "T"], Role::LogpOther),
+                Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
+            ],
+            options: &[
+                OptionField::new(
+                    "level",
+                    "mean or sum",
+                    r#"["mean", "sum"]"#,
+                    "how the tokens' log-ratios become one",
+                ),
+                LOG_RATIO_CLAMP,
+            ],
+            defaults: || fields(&SequenceRatio::gspo()),
+            outputs: &[Output::new("ratio", &["B"])],
+            rivals: &[
+                Rival::new("the product for the geometric mean", r#"{"level": "sum"}"#),
+                Rival::new("the geometric mean for the product", r#"{"level": "mean"}"#),
+                Rival::new("log-ratio not clamped", r#"{"log_ratio_clamp": null}"#),
+            ],
+            reference: sequence_ratio,
+            #[cfg(feature = "torch")]
+            torch: None,
+        },
     ];
 }
+
+const TEMPERATURE: OptionField =
+    OptionField::new("temperature", "above 0", "[1.0, 0.5, 0.7, 3.0]", "the logits are divided by it");
 
 fn token<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
     let (logits, tokens) = (args.real::<Ix3>("logits")?, args.integer::<Ix2>("tokens")?);
     let token = reference::logprob::token(&logits, &tokens, &args.options()?)?;
     Ok(vec![("logp", token.logp.into_dyn()), ("entropy", token.entropy.into_dyn())])
+}
+
+fn entropy<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
+    let entropy = reference::logprob::entropy(&args.real::<Ix3>("logits")?, &args.options()?)?;
+    Ok(vec![("entropy", entropy.into_dyn())])
+}
+
+fn sequence_ratio<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
+    let (logp, logp_old) = (args.real::<Ix2>("logp")?, args.real::<Ix2>("logp_old")?);
+    let mask = args.mask::<Ix2>("response_mask")?;
+    let ratio = reference::logprob::sequence_ratio(&logp, &logp_old, &mask, &args.options()?)?;
+    Ok(vec![("ratio", ratio.into_dyn())])
 }
 
 fn ratio<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {

@@ -138,7 +138,7 @@ impl Input {
     /// The shape in words.
     pub fn shape(&self) -> String {
         match self.role {
-            Role::Advantage => "[B] or [B, T]".to_owned(),
+            Role::Advantage if self.axes.len() == 2 => "[B] or [B, T]".to_owned(),
             _ => format!("[{}]", self.axes.join(", ")),
         }
     }

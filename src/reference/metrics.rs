@@ -70,14 +70,7 @@ pub fn policy<R: Real>(
 fn of_token<R: Real>(log_ratio: R, advantage: R, options: &Clip) -> PolicyMetrics<R> {
     let (zero, one) = (R::constant(0.0), R::constant(1.0));
     let ratio = log_ratio.exp();
-    let (low, high) = (R::constant(1.0 - options.clip_ratio_low), R::constant(1.0 + options.clip_ratio_high));
-    let clip_fraction = if advantage.value() > 0.0 {
-        high.select_less(ratio, one, zero)
-    } else if advantage.value() < 0.0 {
-        ratio.select_less(low, one, zero)
-    } else {
-        zero
-    };
+    let clip_fraction = gain_is_clipped(ratio, advantage, options);
     let clip_fraction_lower = match options.clip_ratio_c {
         Some(c) if advantage.value() < 0.0 => {
             (-R::constant(c) * advantage).select_less(clipped(ratio, advantage, options), one, zero)
@@ -320,4 +313,17 @@ fn pass<R: Real>(prompt: usize, samples: i64, correct: i64, k: u64) -> Result<R>
         product * (R::constant((i - k).max(0.0)) / R::constant(i))
     });
     Ok(R::constant(1.0) - none_is_correct)
+}
+
+/// 1 where the ratio is above 1 + high with A > 0, or below 1 - low with A < 0, and 0 elsewhere.
+pub(super) fn gain_is_clipped<R: Real>(ratio: R, advantage: R, options: &Clip) -> R {
+    let (zero, one) = (R::constant(0.0), R::constant(1.0));
+    let (low, high) = (R::constant(1.0 - options.clip_ratio_low), R::constant(1.0 + options.clip_ratio_high));
+    if advantage.value() > 0.0 {
+        high.select_less(ratio, one, zero)
+    } else if advantage.value() < 0.0 {
+        ratio.select_less(low, one, zero)
+    } else {
+        zero
+    }
 }

@@ -85,11 +85,11 @@ pub fn actor_loss(
     } else {
         let logp_ref =
             logp_ref.ok_or_else(|| Error::input("logp_ref", "is needed when kl_loss_coef is not 0"))?;
-        let kl = kl::estimate(
-            &select(logp, response_mask),
-            &select_like(logp_ref, response_mask)?,
-            &options.kl(),
-        )?;
+        let logp = select(logp, response_mask);
+        let mut kl = kl::estimate(&logp, &select_like(logp_ref, response_mask)?, &options.kl())?;
+        if options.kl_ratio_weight {
+            kl = kl * log_ratio(&logp, &select(logp_old, response_mask), &options.clip.ratio()).exp();
+        }
         aggregate::loss(&kl, response_mask, &options.aggregate)?
     };
     let entropy_loss = if options.entropy_coeff == 0.0 {

@@ -28,6 +28,7 @@ const ERRATA: &[(&str, fn())] = &[
     ("notes.flat-mean", notes_flat_mean),
     ("notes.resampled", notes_resampled),
     ("notes.flattened", notes_flattened),
+    ("notes.off-policy", notes_off_policy),
     ("guide.log-ratio", guide_log_ratio),
     ("guide.unclipped", guide_unclipped),
     ("guide.clip-ratio", guide_clip_ratio),
@@ -241,6 +242,17 @@ fn notes_flattened() {
     let question = Question::from_json("objective.clip", &question).expect("a question");
     assert_eq!(evaluate("objective.clip", &question).expect_err("8 against 24").code(), "shape");
     ask("objective.clip", json!({}), inputs(json!([vec![1.0; responses * tokens]])));
+}
+
+fn notes_off_policy() {
+    let rewards = [1.0, 1.0];
+    let gradient = |weights: &[f64]| {
+        let logp = [[-1.0, -2.0]; 2];
+        let inputs = json!({"logp": logp, "logp_old": logp, "advantages": weights});
+        ask("objective.off_policy", json!({}), inputs).gradients["logp"].reals().to_vec()
+    };
+    assert_eq!(gradient(&rewards), [-1.0; 4]);
+    assert_eq!(gradient(&advantages(&rewards, json!({}))), [0.0; 4]);
 }
 
 fn guide_log_ratio() {

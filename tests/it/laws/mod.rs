@@ -5,13 +5,16 @@ mod aggregate;
 mod filter;
 mod gae;
 mod group_ppo;
+mod logprob;
 mod mask;
 mod metrics;
+mod objective;
+mod rollout;
 mod value;
 
 use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{ActorLoss, Aggregate, Clip, GroupNorm, GroupStd, KlEstimate, Singleton, Softmax};
-use grpo_oracle::reference::{self, Bounded, Dual, Real, kl, logprob, objective};
+use grpo_oracle::reference::{self, Bounded, Dual, Real, kl};
 use ndarray::{Array1, Array2, Array3, array};
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use serde_json::json;
@@ -145,7 +148,7 @@ fn exact_gradients_of_the_actor_loss_agree_with_differences() {
             let reference = row(tokens.iter().map(|token| Dual::constant(-1.0 + token.1.0)).collect());
             let advantages = row(tokens.iter().map(|token| Dual::constant(token.2.0)).collect());
             let mask = Array2::from_shape_fn((1, tokens.len()), |(_, t)| tokens[t].3);
-            objective::actor_loss(
+            reference::objective::actor_loss(
                 &row(logp),
                 &old,
                 Some(&reference),
@@ -184,7 +187,8 @@ fn exact_gradients_of_the_log_probability_and_entropy_agree_with_differences() {
                     Dual::variable(logits[v] + here * step, here * tangent)
                 });
                 let tokens = array![[(drawn % 4) as i64]];
-                let token = logprob::token(&logits, &tokens, &Softmax::at(0.7)).expect("log-probabilities");
+                let token = reference::logprob::token(&logits, &tokens, &Softmax::at(0.7))
+                    .expect("log-probabilities");
                 (token.logp[[0, 0]], token.entropy[[0, 0]])
             };
             let (up, down, exact) = (at(1e-5, 0.0), at(-1e-5, 0.0), at(0.0, 1.0));
@@ -236,8 +240,13 @@ fn the_published_bounds_hold() {
 
 /// One token's clipped loss.
 fn clip(log_ratio: f64, advantage: f64, options: &Clip) -> f64 {
-    let loss =
-        objective::clip(&array![[log_ratio]], &array![[0.0]], &array![[advantage]], &array![[true]], options);
+    let loss = reference::objective::clip(
+        &array![[log_ratio]],
+        &array![[0.0]],
+        &array![[advantage]],
+        &array![[true]],
+        options,
+    );
     loss.expect("a loss")[[0, 0]]
 }
 
