@@ -97,7 +97,7 @@ fn normalise<R: Real>(label: i64, rewards: &[R], options: &GroupNorm) -> Result<
 }
 
 /// The members of each group, groups in the order of their first member.
-fn groups(group: &ArrayRef1<i64>) -> Vec<(i64, Vec<usize>)> {
+pub(super) fn groups(group: &ArrayRef1<i64>) -> Vec<(i64, Vec<usize>)> {
     let mut groups: Vec<(i64, Vec<usize>)> = Vec::new();
     for (member, &label) in group.iter().enumerate() {
         match groups.iter_mut().find(|(other, _)| *other == label) {
