@@ -129,7 +129,8 @@ impl Overlong {
         positive("max_response_length", self.max_response_length)?;
         positive("buffer", self.buffer)?;
         if self.buffer > self.max_response_length {
-            let problem = format!("{} is above max_response_length, {}", self.buffer, self.max_response_length);
+            let problem =
+                format!("{} is above max_response_length, {}", self.buffer, self.max_response_length);
             return Err(Error::option("buffer", problem));
         }
         not_negative("penalty_factor", self.penalty_factor)?;

@@ -170,9 +170,10 @@ pub fn in_reward<R: Real>(
         if keep { of_token(policy, reference, &options.estimate).detach() } else { zero }
     });
     let kl_coef = R::constant(options.kl_coef);
-    let rewards = Zip::from(scores).and(&kl).and(response_mask).map_collect(|&score, &kl, &keep| {
-        if keep { score.detach() - kl_coef * kl } else { zero }
-    });
+    let rewards = Zip::from(scores)
+        .and(&kl)
+        .and(response_mask)
+        .map_collect(|&score, &kl, &keep| if keep { score.detach() - kl_coef * kl } else { zero });
     let per_sequence = Aggregate::local(LossAggMode::SeqMeanTokenMean);
     Ok(KlInRewardOutput { rewards, current_kl: aggregate::loss(&kl, response_mask, &per_sequence)? })
 }

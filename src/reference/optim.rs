@@ -124,15 +124,11 @@ pub struct ClipGradNormOutput<R> {
 /// assert_eq!((clipped.grad, clipped.norm), (array![1.5, -2.0].into_dyn(), 5.0));
 /// # Ok::<(), grpo_oracle::Error>(())
 /// ```
-pub fn clip_grad_norm<R: Real>(
-    grad: &ArrayRefD<R>,
-    options: &ClipGradNorm,
-) -> Result<ClipGradNormOutput<R>> {
+pub fn clip_grad_norm<R: Real>(grad: &ArrayRefD<R>, options: &ClipGradNorm) -> Result<ClipGradNormOutput<R>> {
     options.check()?;
     Axes::default().bind_any("grad", grad.shape())?;
     let norm = R::sum(grad.iter().map(|&g| g * g)).sqrt();
-    let coefficient =
-        R::constant(1.0).min(R::constant(options.max_norm) / (norm + R::constant(options.eps)));
+    let coefficient = R::constant(1.0).min(R::constant(options.max_norm) / (norm + R::constant(options.eps)));
     Ok(ClipGradNormOutput { grad: grad.mapv(|g| g * coefficient), norm })
 }
 

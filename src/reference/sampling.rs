@@ -1,5 +1,7 @@
 //! Sampling: how often a prompt is asked, which groups are kept, and from which distribution tokens are drawn.
 
+use std::cmp::Ordering;
+
 use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2};
 
 use super::Real;
@@ -101,8 +103,7 @@ pub fn dynamic<R: Real>(
 
 /// 1 if the rewards are not all equal, else 0.
 fn differ<R: Real>(rewards: &[R], singleton: DynamicSingleton) -> R {
-    let is_kept =
-        if rewards.len() == 1 { singleton == DynamicSingleton::Keep } else { !all_equal(rewards) };
+    let is_kept = if rewards.len() == 1 { singleton == DynamicSingleton::Keep } else { !all_equal(rewards) };
     R::constant(f64::from(u8::from(is_kept)))
 }
 
@@ -189,6 +190,9 @@ fn equal<R: Real>(rewards: &[R], tolerance: f64) -> R {
     if all_equal(rewards) {
         return one;
     }
+    if tolerance == 0.0 {
+        return zero;
+    }
     variance_of(rewards, Ddof::Sample).sqrt().select_less(R::constant(tolerance), one, zero)
 }
 
@@ -237,15 +241,15 @@ fn of_row<R: Real>(logits: &ArrayRef1<R>, options: &Distribution) -> Vec<(usize,
     let possible = logits.iter().enumerate().filter(|(_, logit)| logit.value() > f64::NEG_INFINITY);
     let mut tokens: Vec<usize> = possible.map(|(token, _)| token).collect();
     // Stable: tokens as likely as each other stay in the order of their ids.
-    tokens.sort_by(|&a, &b| logits[b].value().total_cmp(&logits[a].value()));
+    let by_logit = |a: usize, b: usize| logits[a].value().partial_cmp(&logits[b].value());
+    tokens.sort_by(|&a, &b| by_logit(b, a).unwrap_or(Ordering::Equal));
     let Some(&first) = tokens.first() else { return Vec::new() };
     if options.temperature == 0.0 {
         return vec![(first, R::constant(1.0))];
     }
     tokens.truncate(options.top_k.unwrap_or(tokens.len()));
-    let temperature = R::constant(options.temperature);
-    let weight = |&token: &usize| ((logits[token] - logits[first]) / temperature).exp();
-    let mut weights: Vec<R> = tokens.iter().map(weight).collect();
+    let z = |token: usize| logits[token] / R::constant(options.temperature);
+    let mut weights: Vec<R> = tokens.iter().map(|&token| (z(token) - z(first)).exp()).collect();
     if let Some(top_p) = options.top_p.filter(|&p| p < 1.0) {
         weights = nucleus(&weights, top_p);
     }

@@ -36,7 +36,6 @@ fn are_written_the_same_twice() {
 #[test]
 fn cover_every_clause() {
     let fixtures: Vec<_> = Formula::<f64>::all()
-        .iter()
         .map(|formula| fixture::read(&fixture::path_of(&root(), formula.id)).unwrap())
         .collect();
     let covered: Vec<&String> =

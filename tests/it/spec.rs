@@ -28,10 +28,8 @@ fn the_specification_and_the_table_name_the_same_clauses() {
         Table::all().flat_map(|formula| formula.clauses).chain(RULES).map(ToString::to_string).collect();
     let undefined: Vec<_> = named.difference(&defined).collect();
     let unnamed: Vec<_> = defined.difference(&named).collect();
-    let table: String = Table::all()
-        .iter()
-        .map(|formula| format!("{:24} {}\n", formula.id, formula.clauses.join(" ")))
-        .collect();
+    let table: String =
+        Table::all().map(|formula| format!("{:24} {}\n", formula.id, formula.clauses.join(" "))).collect();
     assert!(
         undefined.is_empty() && unnamed.is_empty(),
         "named in src/formula.rs and not defined in spec/: {undefined:?}\n\
