@@ -187,9 +187,9 @@ fn controller<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 
 #[cfg(feature = "torch")]
 mod of_torch {
-    use super::super::TorchOutputs as Outputs;
     use crate::Result;
     use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
     pub(super) fn kl_estimate(args: &TorchArgs<'_>) -> Result<Outputs> {

@@ -92,7 +92,7 @@ impl<R: Real> Formula<R> {
         Self {
             id: "reward.overlong",
             summary: "penalty = max(floor, min(0, -(length - (max_response_length - buffer)) / buffer * penalty_factor))",
-            source: "DAPO (arXiv 2503.14476) Eq. 13; verl reward_manager/dapo; 004_grpo_dapo_fix.md",
+            source: "DAPO (arXiv 2503.14476) Eq. 13; verl reward_manager/dapo",
             clauses: &["reward.overlong", "reward.overlong.floor", "reward.overlong.domain"],
             inputs: &[Input::data("lengths", Kind::Real, &["B"], Role::Count)],
             options: &[
@@ -176,10 +176,10 @@ fn text_pairs<T>(
 mod of_torch {
     use tch::{Kind, Tensor};
 
-    use super::super::TorchOutputs as Outputs;
     use super::text_pairs;
     use crate::Result;
     use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
     pub(super) fn gsm8k(args: &TorchArgs<'_>) -> Result<Outputs> {
