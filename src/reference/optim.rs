@@ -88,7 +88,7 @@ fn power<R: Real>(base: R, exponent: u64) -> R {
         return R::constant(1.0);
     }
     let half = power(base, exponent / 2);
-    if exponent % 2 == 0 { half * half } else { half * half * base }
+    if exponent.is_multiple_of(2) { half * half } else { half * half * base }
 }
 
 /// What [`clip_grad_norm`] gives.

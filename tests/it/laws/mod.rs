@@ -9,7 +9,7 @@ use grpo_oracle::evaluate::{Question, evaluate, read};
 use grpo_oracle::options::{
     ActorLoss, Aggregate, Clip, EpsMode, GroupNorm, GroupStd, LossAggMode, Singleton, Softmax,
 };
-use grpo_oracle::reference::{Bounded, Dual, Real, advantage, aggregate, logprob, objective};
+use grpo_oracle::reference::{Dual, Real, advantage, aggregate, logprob, objective};
 use ndarray::{Array1, Array2, Array3, array};
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use serde_json::json;
