@@ -63,7 +63,8 @@ fn torch(
 
 /// A question of this size with the default options.
 fn question(formula: &Formula<f64>, rows: usize, columns: usize) -> Question {
-    let sizes = BTreeMap::from([("B", rows), ("T", columns), ("V", VOCABULARY)]);
+    let sizes =
+        BTreeMap::from([("B", rows), ("T", columns), ("V", VOCABULARY), ("I", 64), ("O", 64), ("R", 8)]);
     let inputs = formula.inputs.iter().map(|input| (input.name.to_owned(), array(input, &sizes))).collect();
     Question { options: (formula.defaults)(), inputs }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::positive;
+use super::{finite, positive};
 use crate::Result;
 
 /// How KL(policy || reference) is estimated from the sampled token, with d = logp - logp_ref (clause `kl.estimate`).
@@ -72,5 +72,78 @@ impl KlEstimate {
     pub fn check(&self) -> Result<()> {
         self.input_clamp.map_or(Ok(()), |clamp| positive("input_clamp", clamp))?;
         self.output_clamp.map_or(Ok(()), |clamp| positive("output_clamp", clamp))
+    }
+}
+
+/// Options of `kl.in_reward`; in JSON all of them stand side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct KlInReward {
+    /// What the estimate is multiplied by before it is taken from the score.
+    pub kl_coef: f64,
+    /// The estimate.
+    #[serde(flatten)]
+    pub estimate: KlEstimate,
+}
+
+impl KlInReward {
+    /// verl's `apply_kl_penalty`: 0.001 times an unclamped k1; the specification's default.
+    pub fn verl() -> Self {
+        let estimate = KlEstimate { kl_penalty: KlPenalty::K1, input_clamp: None, output_clamp: None };
+        Self { kl_coef: 0.001, estimate }
+    }
+
+    /// The error of an option outside its domain, if any.
+    ///
+    /// # Errors
+    /// `option` if the coefficient is not finite or a clamp is not above 0 and finite.
+    pub fn check(&self) -> Result<()> {
+        finite("kl_coef", self.kl_coef)?;
+        self.estimate.check()
+    }
+}
+
+/// Whether the coefficient of the KL penalty is adapted (clauses `kl.controller.*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KlControllerType {
+    /// It stays as it is.
+    Fixed,
+    /// It follows the measured KL towards the target.
+    Adaptive,
+}
+
+/// Options of `kl.controller`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct KlController {
+    /// Whether the coefficient is adapted; `type` in JSON.
+    #[serde(rename = "type")]
+    pub kind: KlControllerType,
+    /// The KL that is aimed at, in nats; above 0.
+    pub target_kl: f64,
+    /// In how many sequences a KL that is off by a fifth or more changes the coefficient by a fifth; above 0.
+    pub horizon: f64,
+    /// How many sequences the measured KL is of; above 0.
+    pub n_steps: f64,
+}
+
+impl KlController {
+    /// verl's configuration as it comes: fixed; the specification's default.
+    pub fn verl() -> Self {
+        Self { kind: KlControllerType::Fixed, target_kl: 0.1, horizon: 10_000.0, n_steps: 1.0 }
+    }
+
+    /// Ziegler et al. (arXiv 1909.08593), for batches of `n_steps` sequences, at verl's target and horizon.
+    pub fn adaptive(n_steps: f64) -> Self {
+        Self { kind: KlControllerType::Adaptive, n_steps, ..Self::verl() }
+    }
+
+    /// The error of an option outside its domain, if any.
+    ///
+    /// # Errors
+    /// `option` if the target, the horizon or the number of steps is not above 0 and finite.
+    pub fn check(&self) -> Result<()> {
+        positive("target_kl", self.target_kl)?;
+        positive("horizon", self.horizon)?;
+        positive("n_steps", self.n_steps)
     }
 }

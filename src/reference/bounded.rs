@@ -153,6 +153,14 @@ impl Real for Bounded {
         Self::new(value, inherited + value, self.margin_from_zero())
     }
 
+    fn cos(self) -> Self {
+        let value = self.value.cos();
+        if self.value == 0.0 && self.error == 0.0 {
+            return Self::new(1.0, 0.0, self.margin);
+        }
+        Self::new(value, self.error * self.value.sin().abs() + 2.0 * value.abs(), self.margin)
+    }
+
     fn abs(self) -> Self {
         Self { value: self.value.abs(), ..self }
     }

@@ -101,6 +101,11 @@ impl<R: Real> Real for Dual<R> {
         Self { value: root, tangent: self.tangent / (R::constant(2.0) * root) }
     }
 
+    fn cos(self) -> Self {
+        let sine = (self.value - R::constant(std::f64::consts::FRAC_PI_2)).cos();
+        Self { value: self.value.cos(), tangent: scaled(-sine, self.tangent) }
+    }
+
     fn abs(self) -> Self {
         let zero = R::constant(0.0);
         let sign = R::constant(if self.value() > 0.0 {

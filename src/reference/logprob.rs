@@ -102,7 +102,7 @@ pub fn entropy<R: Real>(logits: &ArrayRef3<R>, options: &Softmax) -> Result<Arra
 }
 
 /// log sum_v exp(z_v), shifted by the largest z so that nothing overflows; its derivative by z_v is p_v = exp(z_v - it).
-fn log_sum_exp<R: Real>(z: &ArrayRef1<R>) -> R {
+pub(super) fn log_sum_exp<R: Real>(z: &ArrayRef1<R>) -> R {
     let largest = z.iter().copied().fold(R::constant(f64::NEG_INFINITY), R::max).detach();
     let value = (largest + R::sum(z.iter().map(|&z| (z - largest).exp())).ln()).detach();
     value.with_gradient_of(R::sum(possible(z).map(|z| (z.detach() - value).exp() * z)))

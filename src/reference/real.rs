@@ -36,6 +36,10 @@ pub trait Real:
     #[must_use]
     fn sqrt(self) -> Self;
 
+    /// The cosine.
+    #[must_use]
+    fn cos(self) -> Self;
+
     /// The absolute value; its derivative at 0 is 0.
     #[must_use]
     fn abs(self) -> Self;
@@ -103,6 +107,9 @@ macro_rules! real_for_float {
             }
             fn sqrt(self) -> Self {
                 <$float>::sqrt(self)
+            }
+            fn cos(self) -> Self {
+                <$float>::cos(self)
             }
             fn abs(self) -> Self {
                 <$float>::abs(self)

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use crate::options::{Gsm8k, GsmMethod};
+use crate::options::{Gsm8k, GsmCompare, GsmMethod, GsmOccurrence};
 use crate::{Error, Result};
 
 #[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
@@ -15,38 +15,82 @@ static NUMBER: LazyLock<Regex> =
 #[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
 static MARKER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"#{4,}[ \t$]*").unwrap());
 
+#[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
+static MARKED_TEXT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"#### (-?[0-9.,]+)").unwrap());
+
+#[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
+static TEXT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"-?[0-9.,]+").unwrap());
+
 /// 1 if the response's final answer is the problem's, else 0. See [`crate::reference::reward::gsm8k`].
 ///
 /// # Errors
-/// `input` if `answer` holds no number.
+/// `option` if no character is to be searched, `input` if `answer` holds no number.
 pub fn gsm8k(response: &str, answer: &str, options: &Gsm8k) -> Result<f64> {
-    let wanted = strict(answer).or_else(|| flexible(answer));
-    let wanted =
-        wanted.ok_or_else(|| Error::input("answer", "holds no number; give the solution or the number"))?;
-    let found = match options.method {
-        GsmMethod::Strict => strict(response),
-        GsmMethod::Flexible => flexible(response),
+    options.check()?;
+    let characters = response.chars().count();
+    let skipped = options.tail_chars.map_or(0, |kept| characters.saturating_sub(kept));
+    let searched: String = response.chars().skip(skipped).collect();
+    let (strict, first) = (options.method == GsmMethod::Strict, options.occurrence == GsmOccurrence::First);
+    let nothing = || Error::input("answer", "holds no number; give the solution or the number");
+    let is_right = match options.compare {
+        GsmCompare::Number => {
+            let wanted = number_of(answer, true, false).or_else(|| number_of(answer, false, false));
+            number_of(&searched, strict, first) == Some(wanted.ok_or_else(nothing)?)
+        }
+        GsmCompare::Text => {
+            let wanted = text_of(answer, true, false).or_else(|| text_of(answer, false, false));
+            let wanted = wanted.filter(|text| text.contains(|c: char| c.is_ascii_digit()));
+            let wanted = wanted.ok_or_else(nothing)?.replace(',', "");
+            let found = text_of(&searched, strict, first);
+            found.is_some_and(|found| wanted.chars().eq(found.chars().filter(|&c| !(strict && c == ','))))
+        }
     };
-    Ok(if found == Some(wanted) { 1.0 } else { 0.0 })
+    Ok(if is_right { 1.0 } else { 0.0 })
+}
+
+/// The last (or first) answer as text, after a marker or anywhere.
+fn text_of(text: &str, marked: bool, first: bool) -> Option<&str> {
+    let mut found: Vec<&str> = if marked {
+        let captures = MARKED_TEXT.captures_iter(text);
+        captures.filter_map(|captures| captures.get(1)).map(|text| text.as_str()).collect()
+    } else {
+        TEXT.find_iter(text).map(|text| text.as_str()).filter(|&text| text != ".").collect()
+    };
+    if first {
+        found.reverse();
+    }
+    found.pop()
 }
 
 /// A number by its sign, its significant whole digits and its significant fraction digits.
 type Number = (bool, String, String);
 
-fn strict(text: &str) -> Option<Number> {
-    let starts: Vec<usize> = MARKER.find_iter(text).map(|marker| marker.end()).collect();
-    starts.into_iter().rev().find_map(|start| {
-        let (at, number, _) = next_number(text, start)?;
-        (at == start).then_some(number)
-    })
+/// The last (or first) answer as a number, after a marker or anywhere.
+fn number_of(text: &str, marked: bool, first: bool) -> Option<Number> {
+    let mut found = if marked { marked_numbers(text) } else { numbers(text) };
+    if first {
+        found.reverse();
+    }
+    found.pop()
 }
 
-fn flexible(text: &str) -> Option<Number> {
-    let (mut last, mut from) = (None, 0);
+fn marked_numbers(text: &str) -> Vec<Number> {
+    let starts = MARKER.find_iter(text).map(|marker| marker.end());
+    starts
+        .filter_map(|start| {
+            let (at, number, _) = next_number(text, start)?;
+            (at == start).then_some(number)
+        })
+        .collect()
+}
+
+fn numbers(text: &str) -> Vec<Number> {
+    let (mut found, mut from) = (Vec::new(), 0);
     while let Some((_, number, end)) = next_number(text, from) {
-        (last, from) = (Some(number), end);
+        found.push(number);
+        from = end;
     }
-    last
+    found
 }
 
 /// The first number at or after `from`: where it starts, the number, and where it ends.

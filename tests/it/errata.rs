@@ -49,6 +49,10 @@ const ERRATA: &[(&str, fn())] = &[
     ("group.size-alone", group_size_alone),
     ("group.sparsity", group_sparsity),
     ("group.broadcast", group_broadcast),
+    ("fix.resampling", fix_resampling),
+    ("fix.distinct", fix_distinct),
+    ("fix.cost", fix_cost),
+    ("guide.top-p", guide_top_p),
 ];
 
 #[test]
@@ -453,6 +457,57 @@ fn endpoints<const T: usize>(drifts: &[[f64; T]], options: Value) -> Evaluation 
         "rewards": rows(0.5), "values": rows(0.0), "logp": logp, "logp_old": rows(-1.0), "response_mask": rows(1.0),
     });
     ask("advantage.group_ppo", options, inputs)
+}
+
+fn fix_resampling() {
+    // Every sequence of 8 rewards of 0 or 1, each a group.
+    let rewards: Vec<f64> = (0..256 * 8).map(|at| f64::from((at / 8) >> (at % 8) & 1)).collect();
+    let group: Vec<i32> = (0..256 * 8).map(|at| at / 8).collect();
+    let drawn = ask("sampling.resample", json!({}), json!({"rewards": rewards, "group": group}));
+    let taken = output(&drawn, "taken");
+    // Over all sequences: the expected policy gradient by the logit of p over p (1 - p), and the expected group mean.
+    let expected = |p: f64, taken: &[f64]| {
+        let mut sums = (0.0, 0.0);
+        for (rewards, taken) in rewards.chunks(8).zip(taken.chunks(8)) {
+            let probability: f64 = rewards.iter().map(|&r| if r == 1.0 { p } else { 1.0 - p }).product();
+            let of_group: Vec<f64> =
+                rewards.iter().zip(taken).filter(|&(_, &taken)| taken == 1.0).map(|(&r, _)| r).collect();
+            let (n, sum) = (of_group.len() as f64, of_group.iter().sum::<f64>());
+            let gradient: f64 = of_group.iter().map(|r| (r - sum / n) * (r - p)).sum();
+            sums.0 += probability * gradient / n / (p * (1.0 - p));
+            sums.1 += probability * sum / n;
+        }
+        sums
+    };
+    let fixed: Vec<f64> = (0..256 * 8).map(|at| f64::from(u8::from(at % 8 < 4))).collect();
+    let probabilities = [0.1, 0.3, 0.5, 0.9];
+    let close = |got: f64, printed: f64| assert!((got - printed).abs() < 6e-4, "{got} is not {printed}");
+    for (p, printed) in probabilities.into_iter().zip([1.088, 0.877, 0.818, 1.088]) {
+        close(expected(p, &fixed).0, 0.75);
+        close(expected(p, &taken).0, printed);
+    }
+    close(expected(0.1, &fixed).1, 0.1);
+    close(expected(0.1, &taken).1, 0.1365);
+}
+
+fn fix_distinct() {
+    close(&[equal_draws([4.0, 0.0, 0.0], json!({}))], &[0.9312]);
+}
+
+fn fix_cost() {
+    let repeated = ask("sampling.repeat", json!({"n": 4}), json!({"index": [1, 2, 3, 4, 5, 6, 7, 8]}));
+    assert_eq!(output(&repeated, "repeated").len(), 8 + 3 * 8);
+}
+
+fn guide_top_p() {
+    let logits = [0.9, 0.06, 0.04].map(f64::ln);
+    close(&[equal_draws(logits, json!({})), equal_draws(logits, json!({"top_p": 0.95}))], &[0.8152, 0.8828]);
+}
+
+/// How likely two draws are to be equal.
+fn equal_draws(logits: [f64; 3], options: Value) -> f64 {
+    let answer = ask("sampling.distribution", options, json!({"logits": [logits]}));
+    output(&answer, "probs").iter().map(|p| p * p).sum()
 }
 
 /// The reference's full answer.

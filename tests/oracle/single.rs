@@ -41,6 +41,9 @@ impl<const ORDER: u8> Real for Single<ORDER> {
     fn ln(self) -> Self {
         Self(self.0.ln())
     }
+    fn cos(self) -> Self {
+        Self(self.0.cos())
+    }
     fn sqrt(self) -> Self {
         Self(self.0.sqrt())
     }
