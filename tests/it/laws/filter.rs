@@ -114,7 +114,7 @@ fn filtered_samples_leave_every_aggregate() {
             let at = |row: usize| losses[rows[row]];
             let loss = Array2::from_shape_fn((rows.len(), 2), |(row, t)| [at(row).0.0, at(row).1.0][t]);
             let mask = Array2::from_shape_fn((rows.len(), 2), |(row, t)| {
-                kept[rows[row]] == 1.0 && (t == 0 || rows[row] % 2 == 0)
+                kept[rows[row]] == 1.0 && (t == 0 || rows[row].is_multiple_of(2))
             });
             use LossAggMode::{SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenMean, TokenSum};
             [TokenMean, TokenSum, SeqMeanTokenSum, SeqMeanTokenMean, SeqMeanTokenSumNorm]
