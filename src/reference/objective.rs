@@ -241,6 +241,7 @@ pub struct ActorLossOutput<R> {
 /// assert_eq!((loss.loss, loss.kl_loss), (-2.0, 0.0)); // on policy: minus the mean advantage
 /// # Ok::<(), grpo_oracle::Error>(())
 /// ```
+#[expect(clippy::too_many_arguments, reason = "one for every input of the formula")]
 pub fn actor_loss<R: Real>(
     logp: &ArrayRef2<R>,
     logp_old: &ArrayRef2<R>,

@@ -65,6 +65,7 @@ pub struct ActorLossOutput {
 ///
 /// # Errors
 /// Those of [`clip`], [`kl::estimate`] and [`aggregate::loss`]; `input` if `logp_ref` or `entropy` is needed and absent.
+#[expect(clippy::too_many_arguments, reason = "one for every input of the formula")]
 pub fn actor_loss(
     logp: &Tensor,
     logp_old: &Tensor,
