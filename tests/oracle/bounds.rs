@@ -8,10 +8,10 @@ use grpo_oracle::formula::Formula;
 use grpo_oracle::reference::Real;
 use libtest_mimic::Failed;
 
-use crate::questions::{self, LARGE};
+use crate::questions::{self, LARGE, SMALL};
 use crate::single::{BACKWARD, FORWARD, PAIRWISE, STRIDED, Single};
 
-/// Gradients cost a pass an entry, so only some questions are asked for them.
+/// Gradients cost a pass an entry, so only some questions, and small ones, are asked for them.
 const GRADIENT_EVERY: usize = 16;
 
 /// Evaluates the formula `GRPO_ORACLE_EVALUATIONS` times (400 by default) in single precision, a quarter of them in
@@ -22,11 +22,14 @@ pub(crate) fn hold(id: &str) -> Result<(), Failed> {
         Err(_) => 400,
     };
     let (mut evaluations, mut skipped, mut largest) = (0, 0, 0.0_f64);
-    for (index, question) in questions::stream(Formula::<f64>::find(id)?, LARGE).enumerate() {
+    let formula = Formula::<f64>::find(id)?;
+    let (mut small, mut large) = (questions::stream(formula, SMALL), questions::stream(formula, LARGE));
+    for index in 0.. {
         if evaluations >= wanted {
             break;
         }
         let with_gradients = index % GRADIENT_EVERY == 0;
+        let Some(question) = (if with_gradients { small.next() } else { large.next() }) else { break };
         let expected = if with_gradients { evaluate(id, &question) } else { evaluate_outputs(id, &question) };
         let Some(expected) = expected.ok().filter(|expected| is_applicable(expected.margin, Dtype::F32))
         else {
