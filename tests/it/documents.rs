@@ -25,11 +25,20 @@ fn every_formula_has_its_clause_function_and_cases() {
     let errata = std::fs::read_to_string(root().join("spec/errata.md")).unwrap();
     let mut gaps = Vec::new();
     for row in rows() {
-        println!("{} {:>16}  {}: {} [{}]", row.document, row.line, row.what, row.function, row.clauses.join(" "));
+        println!(
+            "{} {:>16}  {}: {} [{}]",
+            row.document,
+            row.line,
+            row.what,
+            row.function,
+            row.clauses.join(" ")
+        );
         let mut gap = |what: String| gaps.push(format!("{} line {}: {what}", row.document, row.line));
         let (file, name) = row.function.split_once("::").unwrap_or((&row.function, ""));
         let source = std::fs::read_to_string(root().join(format!("src/reference/{file}.rs")));
-        if !source.is_ok_and(|source| source.contains(&format!("\npub fn {name}<")) || source.contains(&format!("\npub fn {name}("))) {
+        if !source.is_ok_and(|source| {
+            source.contains(&format!("\npub fn {name}<")) || source.contains(&format!("\npub fn {name}("))
+        }) {
             gap(format!("there is no reference function {}", row.function));
         }
         for clause in &row.clauses {
@@ -52,7 +61,6 @@ fn every_formula_has_its_clause_function_and_cases() {
     assert!(gaps.is_empty(), "{}", gaps.join("\n"));
 }
 
-/// Every line of a document that writes a formula is in a row: those that look like one to a simple eye.
 #[test]
 fn every_document_has_rows() {
     let documents: BTreeSet<String> = rows().into_iter().map(|row| row.document).collect();
