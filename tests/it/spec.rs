@@ -32,7 +32,7 @@ fn the_specification_and_the_table_name_the_same_clauses() {
         Table::all().map(|formula| format!("{:24} {}\n", formula.id, formula.clauses.join(" "))).collect();
     assert!(
         undefined.is_empty() && unnamed.is_empty(),
-        "named in src/formula.rs and not defined in spec/: {undefined:?}\n\
+        "named in src/formula/ and not defined in spec/: {undefined:?}\n\
          defined in spec/ and named by no formula: {unnamed:?}\n\n{table}"
     );
 }
