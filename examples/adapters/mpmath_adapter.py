@@ -1,0 +1,952 @@
+#!/usr/bin/env python3
+"""The specification computed a second time, in 50 decimal digits: an adapter for `grpo-oracle verify`.
+
+Every formula here is written from `spec/*.md` alone, without a look at the Rust reference, so that where the two agree,
+two readings of the text agree. It is slow and plain; nothing should be copied from it into a training loop.
+
+    pip install mpmath                                          # Python 3.11 or later, nothing else
+    grpo-oracle verify --adapter "python examples/adapters/mpmath_adapter.py"
+    python examples/adapters/mpmath_adapter.py --check fixtures/v1   # compare with the fixtures, formula by formula
+
+It speaks the adapter protocol: one JSON object a line on stdin and stdout. Beyond the protocol, `"digits": 30` in a run
+request answers with decimal strings of so many significant digits instead of doubles. Inputs and options enter as the
+doubles that JSON gives, exactly.
+
+Gradients come from no formula. The function is evaluated once to record, in order, every decision (the branch that a
+minimum, a clamp or a comparison took) and every detached value; then each differentiable entry is moved by +h and -h
+while that record is replayed. The replayed function is smooth, and its central difference at 600 digits with h = 1e-200
+is off by far less than the smallest double: at a tie, it is that of the branch that the clause prefers; through a
+detached value, none.
+Masked slots are taken out of the inputs before a formula sees them, so none of them can be read by mistake.
+"""
+
+import json
+import math
+import re
+import sys
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+from mpmath import mp, mpf
+
+DIGITS = 50
+GRADIENT_DIGITS = 600
+STEP = "1e-200"
+NOISE = "1e-350"
+FORMULAS = {}
+INF, NAN = mpf("inf"), mpf("nan")
+# What takes the place of a logit of -inf while gradients are taken: the limit of ever smaller logits.
+RULED_OUT = mpf(-10) ** 29 * 10
+LARGEST = mpf(sys.float_info.max)
+
+
+class Fault(Exception):
+    """An answer that is an error, by its code."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
+# Arrays ---------------------------------------------------------------------------------------------------------------
+
+
+class Array:
+    """Row-major; `a[i, j]` reads an entry, `a[()]` that of a scalar. A masked entry is None."""
+
+    def __init__(self, shape, data):
+        self.shape, self.data = tuple(shape), list(data)
+
+    def offset(self, at):
+        at = at if isinstance(at, tuple) else (at,)
+        assert len(at) == len(self.shape)
+        place = 0
+        for index, length in zip(at, self.shape):
+            assert 0 <= index < length
+            place = place * length + index
+        return place
+
+    def __getitem__(self, at):
+        return self.data[self.offset(at)]
+
+    def replaced(self, place, value):
+        return Array(self.shape, self.data[:place] + [value] + self.data[place + 1 :])
+
+
+def indices(shape):
+    return list(product(*(range(length) for length in shape)))
+
+
+def table(shape, entry):
+    return Array(shape, [entry(*at) for at in indices(shape)])
+
+
+def scalar(value):
+    return Array((), [value])
+
+
+def token(array, b, t):
+    """An input that may be `[B]` or `[B, T]`, at a token."""
+    return array[b, t] if len(array.shape) == 2 else array[b]
+
+
+def kept_at(mask):
+    return [at for at in indices(mask.shape) if mask[at]]
+
+
+def mean(values):
+    return mp.fsum(values) / len(values)
+
+
+def numbered(labels):
+    """The members of each group, in order of first appearance."""
+    groups = {}
+    for i, label in enumerate(labels.data):
+        groups.setdefault(label, []).append(i)
+    return list(groups.values())
+
+
+# Decisions ------------------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Records decisions and detached values in a first evaluation and replays them in all further ones."""
+
+    def __init__(self, finite_range):
+        self.kept, self.replaying, self.finite_range = [], None, finite_range
+
+    def replay(self):
+        self.replaying = iter(self.kept)
+
+    def stop(self, value):
+        if self.replaying is not None:
+            return next(self.replaying)
+        self.kept.append(value)
+        return value
+
+    decide = stop
+
+    def straight_through(self, value, gradient_of):
+        """The value of the one, the gradient of the other."""
+        if not mp.isfinite(value):
+            return self.stop(value)
+        return self.stop(value - gradient_of) + gradient_of
+
+    def minimum(self, first, second):
+        if mp.isnan(first) or mp.isnan(second):
+            return NAN
+        return first if self.decide(first <= second) else second
+
+    def maximum(self, first, second):
+        if mp.isnan(first) or mp.isnan(second):
+            return NAN
+        return first if self.decide(first >= second) else second
+
+    def clip(self, x, low, high):
+        if self.decide(x < low):
+            return mpf(low)
+        return mpf(high) if self.decide(x > high) else x
+
+    def within(self, x, bound):
+        """The symmetric clamps that an option may switch off."""
+        return x if bound is None else self.clip(x, -bound, bound)
+
+    def absolute(self, x):
+        if self.decide(x == 0):
+            return mpf(0)
+        return x if self.decide(x > 0) else -x
+
+    def exp(self, x):
+        """Overflows as a double does, except where only the derivative is asked for."""
+        value = mp.exp(x)
+        return INF if self.finite_range and value > LARGEST else value
+
+    def finite(self, x):
+        return INF * mp.sign(x) if self.finite_range and abs(x) > LARGEST else x
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+class Input:
+    def __init__(self, kind, dims, gradient="none", optional=False, minus_infinity=False):
+        self.kind, self.dims, self.gradient = kind, dims.split("|"), gradient
+        self.optional, self.minus_infinity = optional, minus_infinity
+
+
+def flows(dims, **more):
+    return Input("real", dims, "flows", **more)
+
+
+def stops(dims, **more):
+    return Input("real", dims, "stops", **more)
+
+
+def data(dims, **more):
+    return Input("real", dims, **more)
+
+
+def mask(dims, **more):
+    return Input("mask", dims, **more)
+
+
+def labels(dims, **more):
+    return Input("label", dims, **more)
+
+
+def wholes(dims, **more):
+    return Input("whole", dims, **more)
+
+
+def texts(dims, **more):
+    return Input("text", dims, **more)
+
+
+def number(least=None, above=None, most=None, below=None):
+    def read(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError("not a finite number")
+        inside = (
+            (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        )
+        if not inside:
+            raise ValueError("out of its domain")
+        return mpf(value)
+
+    return read
+
+
+def whole(least=0, most=None):
+    def read(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+            raise ValueError("not a whole number")
+        if value < least or (most is not None and value > most):
+            raise ValueError("out of its domain")
+        return int(value)
+
+    return read
+
+
+def choice(*names):
+    def read(value):
+        if not isinstance(value, str) or value not in names:
+            raise ValueError("not one of " + ", ".join(names))
+        return value
+
+    return read
+
+
+def flag(value):
+    if not isinstance(value, bool):
+        raise ValueError("not a boolean")
+    return value
+
+
+def optional(reader):
+    return lambda value: None if value is None else reader(value)
+
+
+class Names:
+    """Inputs or options by attribute."""
+
+    def __init__(self, values):
+        self.__dict__.update(values)
+
+    def with_(self, **changed):
+        return Names({**self.__dict__, **changed})
+
+
+def formula(name, inputs, options=None, masked_by=None):
+    def register(function):
+        function.inputs, function.options, function.masked_by = inputs, options or {}, masked_by
+        FORMULAS[name] = function
+        return function
+
+    return register
+
+
+# Reading a question ---------------------------------------------------------------------------------------------------
+
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def read_entry(kind, value, name):
+    if kind == "text":
+        fine = isinstance(value, str)
+    elif kind == "label":
+        fine = isinstance(value, str) or (isinstance(value, (int, float)) and value == int(value))
+    elif kind == "mask":
+        fine = isinstance(value, (bool, int, float)) and value in (0, 1)
+        value = bool(value) if fine else value
+    elif kind == "whole":
+        fine = not isinstance(value, bool) and isinstance(value, (int, float)) and value == int(value)
+        value = int(value) if fine else value
+    else:
+        value = NON_FINITE.get(value, value) if isinstance(value, str) else value
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = mpf(float(value)) if fine else value
+    if not fine:
+        raise Fault("input", f"{name}: {value!r} is no {kind}")
+    return value
+
+
+def read_inputs(function, given):
+    unknown = set(given) - set(function.inputs)
+    if unknown:
+        raise Fault("input", "unknown: " + ", ".join(sorted(unknown)))
+    x, lengths = {}, {}
+    for name, spec in function.inputs.items():
+        if given.get(name) is None:
+            if not spec.optional:
+                raise Fault("input", f"{name} is missing")
+            x[name] = None
+            continue
+        shape, entries = given[name]["shape"], given[name]["data"]
+        if math.prod(shape) != len(entries):
+            raise Fault("input", f"{name}: {len(entries)} entries in the shape {shape}")
+        x[name] = Array(shape, [read_entry(spec.kind, entry, name) for entry in entries])
+        check_shape(name, spec, x[name].shape, lengths)
+    if function.masked_by:
+        drop_masked(function, x)
+    for name, spec in function.inputs.items():
+        if spec.kind == "real" and x[name] is not None:
+            for value in x[name].data:
+                if value is not None and not mp.isfinite(value) and not (spec.minus_infinity and value == -INF):
+                    raise Fault("non-finite", f"{name} has {value}")
+    return x
+
+
+def check_shape(name, spec, shape, lengths):
+    """Axes go by letters, each with one length throughout; `...` stands for any axes, the same ones throughout."""
+    if spec.dims == ["..."]:
+        if len(shape) > 6:
+            raise Fault("input", f"{name} has more than 6 axes")
+        letters = [str(axis) for axis in range(len(shape))]
+        if lengths.setdefault("axes", len(shape)) != len(shape):
+            raise Fault("rank", f"{name} has {len(shape)} axes")
+    else:
+        fitting = [dims for dims in spec.dims if len(dims) == len(shape)]
+        if not fitting:
+            raise Fault("rank", f"{name} has {len(shape)} axes")
+        letters = fitting[0]
+    for letter, length in zip(letters, shape):
+        if lengths.setdefault(letter, length) != length:
+            raise Fault("shape", f"{name}: an axis of {length} where an earlier input has {lengths[letter]}")
+
+
+def drop_masked(function, x):
+    """Takes out what the mask does not keep; a `[B]` entry is kept if any token of its sequence is."""
+    kept = x[function.masked_by]
+    if kept is None:
+        return
+    for name, spec in function.inputs.items():
+        if spec.kind != "real" or x[name] is None:
+            continue
+        array = x[name]
+        if array.shape[: len(kept.shape)] == kept.shape:
+            keeps = lambda at: kept[at[: len(kept.shape)]]
+        elif array.shape == kept.shape[: len(array.shape)]:
+            keeps = lambda at: any(kept[at + rest] for rest in indices(kept.shape[len(at) :]))
+        else:
+            continue
+        array.data = [value if keeps(at) else None for at, value in zip(indices(array.shape), array.data)]
+
+
+def read_options(function, given):
+    unknown = set(given) - set(function.options)
+    if unknown:
+        raise Fault("option", "unknown: " + ", ".join(sorted(unknown)))
+    options = {}
+    for name, reader in function.options.items():
+        if name not in given:
+            raise Fault("option", f"{name} is missing")
+        try:
+            options[name] = reader(given[name])
+        except (ValueError, OverflowError) as error:
+            raise Fault("option", f"{name}: {given[name]!r} is {error}") from None
+    return Names(options)
+
+
+# Answering ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(name, given_options, given_inputs, want_gradients=True, digits=DIGITS):
+    """The outputs and the gradients of one formula, in high precision."""
+    function = FORMULAS[name]
+    with mp.workdps(digits):
+        options = read_options(function, given_options)
+        x = read_inputs(function, given_inputs)
+        outputs = function(Record(finite_range=True), Names(x), options)
+    gradients = {}
+    if want_gradients:
+        with mp.workdps(GRADIENT_DIGITS):
+            gradients = differences(function, x, options)
+    return outputs, gradients
+
+
+def differences(function, x, options):
+    x = {name: limit_of_ruled_out(array) for name, array in x.items()}
+    record = Record(finite_range=False)
+    base = first_output(function, record, x, options)
+    gradients = {}
+    for name, spec in function.inputs.items():
+        if spec.gradient == "none" or x[name] is None:
+            continue
+        gradients[name] = Array(x[name].shape, [mpf(0)] * len(x[name].data))
+        if spec.gradient == "stops":
+            continue
+        for place, value in enumerate(x[name].data):
+            if value is None:
+                continue
+            moved = []
+            for sign in (1, -1):
+                record.replay()
+                nudged = {**x, name: x[name].replaced(place, value + sign * mpf(STEP))}
+                moved.append(first_output(function, record, nudged, options))
+            # An entry that is NaN by decree (the mean of nothing) is a constant.
+            terms = [up - down for up, down, at in zip(*moved, base) if mp.isfinite(at)]
+            slope = mp.fsum(terms) / (2 * mpf(STEP))
+            gradients[name].data[place] = slope if abs(slope) > mpf(NOISE) else mpf(0)
+    return gradients
+
+
+def limit_of_ruled_out(array):
+    if array is None:
+        return None
+    return Array(array.shape, [RULED_OUT if isinstance(v, mpf) and v == -INF else v for v in array.data])
+
+
+def first_output(function, record, x, options):
+    return next(iter(function(record, Names(x), options).values())).data
+
+
+def as_double(value):
+    if isinstance(value, (bool, int)):
+        return float(value)
+    return float(value) if isinstance(value, mpf) else value
+
+
+def plain(value, digits):
+    if isinstance(value, str):
+        return value
+    double = as_double(value)
+    if math.isnan(double):
+        return "NaN"
+    if mp.isinf(value) or (math.isinf(double) and digits is None):
+        return "Infinity" if double > 0 else "-Infinity"
+    if digits is None:
+        return double
+    with mp.workdps(digits + 10):
+        return mp.nstr(mpf(value), digits, strip_zeros=False)
+
+
+def written(array, digits):
+    return {"shape": list(array.shape), "data": [plain(value, digits) for value in array.data]}
+
+
+def run(request):
+    name, digits = request.get("formula"), request.get("digits")
+    if name not in FORMULAS:
+        return {"unsupported": f"no formula {name} here"}
+    want = request.get("want")
+    with_gradients = want is None or any(item.startswith("grad:") for item in want)
+    try:
+        working = DIGITS if digits is None else max(DIGITS, digits + 20)
+        outputs, gradients = evaluate(name, request["options"], request["inputs"], with_gradients, working)
+    except Fault as fault:
+        return {"error": {"kind": fault.kind, "message": str(fault)}}
+    answers = {**outputs, **{"grad:" + key: value for key, value in gradients.items()}}
+    if want is None:
+        want = list(answers)
+    missing = [item for item in want if item not in answers]
+    if missing:
+        return {"unsupported": "no output " + ", ".join(missing)}
+    return {"ok": {item: written(answers[item], digits) for item in want}}
+
+
+def serve():
+    hello = {
+        "protocol": 1,
+        "name": "grpo-oracle-mpmath",
+        "version": "1",
+        "language": "python",
+        "dtype": "f64",
+        "formulas": list(FORMULAS),
+    }
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        request = json.loads(line)
+        command = request.get("cmd")
+        if command == "bye":
+            break
+        answer = {"ok": hello} if command == "hello" else run(request) if command == "run" else {"unsupported": command}
+        print(json.dumps({"id": request.get("id"), **answer}), flush=True)
+
+
+# Checking the fixtures ------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    def __init__(self):
+        self.worst, self.entries, self.exact, self.conditioning, self.share = math.inf, 0, 0, 0, 0.0
+
+
+def compare(tally, mine, theirs, bound, wanted_bits):
+    """None, or what is wrong with an entry. `share` is the fixture's own error in parts of its bound."""
+    tally.entries += 1
+    if isinstance(mine, str) or isinstance(theirs, str) and theirs not in NON_FINITE:
+        tally.exact += mine == theirs
+        return None if mine == theirs else f"{mine!r}, in the fixture {theirs!r}"
+    theirs = NON_FINITE.get(theirs, theirs) if isinstance(theirs, str) else float(theirs)
+    rounded = as_double(mine)
+    if rounded == theirs or (math.isnan(rounded) and math.isnan(theirs)):
+        tally.exact += 1
+        return None
+    said = f"{plain(mine, 20)}, in the fixture {theirs!r}"
+    if not (math.isfinite(rounded) and math.isfinite(theirs)):
+        return said
+    if bound == 0:
+        return said + ", which is to be met exactly (bound 0)"
+    distance = abs(mine - mpf(theirs))
+    bits = -float(mp.log(distance / max(abs(mine), abs(mpf(theirs))), 2))
+    if bound is not None and bound > 0:
+        tally.share = max(tally.share, float(distance / (mpf(2) ** -53 * bound)))
+    if bits >= wanted_bits:
+        tally.worst = min(tally.worst, bits)
+        return None
+    if bound is not None and distance <= 4 * mpf(2) ** -53 * bound:
+        tally.conditioning += 1
+        return None
+    tally.worst = min(tally.worst, bits)
+    return said + f", {bits:.1f} bits"
+
+
+def check_case(name, case, tallies):
+    expect, complaints = case["expect"], []
+    try:
+        outputs, gradients = evaluate(name, case["options"], case["inputs"])
+    except Fault as fault:
+        tallies["errors"] += 1
+        if expect.get("error") != fault.kind:
+            complaints.append(f"error {fault.kind} ({fault}), in the fixture {expect.get('error', 'an answer')}")
+        return complaints
+    if "error" in expect:
+        return [f"an answer, in the fixture the error {expect['error']}"]
+    for kind, mine, wanted_bits in (("outputs", outputs, 48), ("gradients", gradients, 40)):
+        theirs = expect[kind]
+        if set(mine) != set(theirs):
+            complaints.append(f"{kind} {sorted(mine)}, in the fixture {sorted(theirs)}")
+        for key in sorted(set(mine) & set(theirs)):
+            array, fixture = mine[key], theirs[key]
+            if list(array.shape) != fixture["shape"]:
+                complaints.append(f"{key} has the shape {list(array.shape)}, in the fixture {fixture['shape']}")
+                continue
+            bounds = expect["bounds"].get(key if kind == "outputs" else "grad:" + key)
+            bounds = bounds["data"] if bounds else [None] * len(fixture["data"])
+            for place, entry in enumerate(zip(array.data, fixture["data"], bounds)):
+                a, b, bound = entry
+                bound = NON_FINITE.get(bound, bound) if isinstance(bound, str) else bound
+                complaint = compare(tallies[kind], a, b, bound, wanted_bits)
+                if complaint:
+                    complaints.append(f"{'grad:' if kind == 'gradients' else ''}{key}[{place}] is {complaint}")
+    return complaints
+
+
+def check(folder):
+    """One line a formula: worst bits of values and gradients, how many entries only their bound explains, and the
+    largest error of the fixture in parts of its bound."""
+    print(f"{'formula':<32}{'cases':>6}{'errors':>7}  {'values: bits, conditioning, of bound':<38}{'gradients':<38}wrong")
+    failed, covered = 0, set()
+    for path in sorted(Path(folder).glob("*/*.json")):
+        fixture = json.loads(path.read_text())
+        name = fixture["formula"]
+        if name not in FORMULAS:
+            print(f"{name:<32}{len(fixture['cases']):>6}  not here")
+            continue
+        covered.add(name)
+        tallies, wrong = {"outputs": Tally(), "gradients": Tally(), "errors": 0}, []
+        for case in fixture["cases"]:
+            complaints = check_case(name, case, tallies)
+            margin = float(case["margin"]) if case["margin"] is not None else math.inf
+            if complaints and margin <= 4 * 2.0**-53:
+                complaints = [f"(undecided at this precision) {complaint}" for complaint in complaints]
+            wrong += [f"{case['id']}: {complaint}" for complaint in complaints]
+        columns = []
+        for tally in (tallies["outputs"], tallies["gradients"]):
+            bits = "none" if not tally.entries else "exact" if tally.worst == math.inf else f"{tally.worst:.1f}"
+            columns.append(f"{bits:>6} {tally.exact}/{tally.entries} exact, {tally.conditioning}, {tally.share:.2f}")
+        print(f"{name:<32}{len(fixture['cases']):>6}{tallies['errors']:>7}  {columns[0]:<38}{columns[1]:<38}{len(wrong)}")
+        for complaint in wrong:
+            print("    " + complaint)
+        failed += len(wrong)
+    print("without a fixture:", ", ".join(sorted(set(FORMULAS) - covered)) or "none")
+    return 1 if failed else 0
+
+
+# mask -----------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "mask.mean",
+    inputs={"values": flows("..."), "mask": mask("...")},
+    options={"axis": optional(whole()), "empty": choice("zero", "nan")},
+    masked_by="mask",
+)
+def mask_mean(c, x, o):
+    def average(entries):
+        kept = [value for value in entries if value is not None]
+        if kept:
+            return mean(kept)
+        return mpf(0) if o.empty == "zero" else NAN
+
+    return {"mean": along(x.values, o.axis, average)}
+
+
+def along(array, axis, reduce):
+    """Reduces every lane along an axis, or the whole array."""
+    if axis is None:
+        return scalar(reduce(array.data))
+    if axis >= len(array.shape):
+        raise Fault("option", f"the array has no axis {axis}")
+    shape = array.shape[:axis] + array.shape[axis + 1 :]
+    lane = lambda at: [array[at[:axis] + (i,) + at[axis:]] for i in range(array.shape[axis])]
+    return table(shape, lambda *at: reduce(lane(at)))
+
+
+# advantage ------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "advantage.group_norm",
+    inputs={"rewards": data("B"), "group": labels("B")},
+    options={
+        "std": choice("sample", "population", "none"),
+        "eps": number(least=0),
+        "eps_mode": choice("add", "threshold"),
+        "singleton": choice("raw", "unit_std", "zero", "error"),
+    },
+)
+def advantage_group_norm(c, x, o):
+    advantages = [None] * len(x.rewards.data)
+    for members in numbered(x.group):
+        rewards = [x.rewards[i] for i in members]
+        for i, advantage in zip(members, group_norm(rewards, o)):
+            advantages[i] = advantage
+    return {"advantages": Array(x.rewards.shape, advantages)}
+
+
+def group_norm(rewards, o):
+    if len(rewards) == 1:
+        if o.singleton == "error":
+            raise Fault("group-size", "a group of one")
+        if o.singleton == "zero":
+            return [mpf(0)]
+        if o.singleton == "unit_std" and o.std != "none" and o.eps_mode == "add":
+            return [rewards[0] / (1 + o.eps)]
+        return rewards
+    if all(reward == rewards[0] for reward in rewards):
+        return [mpf(0)] * len(rewards)
+    centred = centre(rewards)
+    if o.std == "none":
+        return centred
+    deviation = mp.sqrt(variance(rewards, ddof=1 if o.std == "sample" else 0))
+    if o.eps_mode == "add":
+        return [d / (deviation + o.eps) for d in centred]
+    return [mpf(0)] * len(rewards) if deviation < o.eps else [d / deviation for d in centred]
+
+
+def centre(values):
+    middle = mean(values)
+    return [value - middle for value in values]
+
+
+def variance(values, ddof):
+    return mp.fsum(d * d for d in centre(values)) / (len(values) - ddof)
+
+
+# logprob --------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "logprob.token",
+    inputs={"logits": flows("BTV", minus_infinity=True), "tokens": wholes("BT")},
+    options={"temperature": number(above=0)},
+)
+def logprob_token(c, x, o):
+    vocabulary = range(x.logits.shape[2])
+    logp, entropy = [], []
+    for b, t in indices(x.tokens.shape):
+        drawn = x.tokens[b, t]
+        if drawn not in vocabulary:
+            raise Fault("index", f"token {drawn}")
+        z = [x.logits[b, t, v] / o.temperature for v in vocabulary]
+        log_sum = log_sum_exp(z)
+        logp.append(z[drawn] - log_sum)
+        entropy.append(log_sum - mp.fsum(mp.exp(zv - log_sum) * zv for zv in z if zv != -INF))
+    return {"logp": Array(x.tokens.shape, logp), "entropy": Array(x.tokens.shape, entropy)}
+
+
+def log_sum_exp(z):
+    """The shift is a constant: it cancels."""
+    possible = [zv for zv in z if zv != -INF]
+    if not possible:
+        raise Fault("input", "a position where every entry is ruled out")
+    top = mpf(max(possible))
+    return top + mp.log(mp.fsum(mp.exp(zv - top) for zv in possible))
+
+
+@formula(
+    "logprob.ratio",
+    inputs={"logp": flows("BT"), "logp_old": stops("BT")},
+    options={"log_ratio_clamp": optional(number(above=0))},
+)
+def logprob_ratio(c, x, o):
+    return {"ratio": table(x.logp.shape, lambda *at: c.exp(log_ratio(c, x, o, at)))}
+
+
+def log_ratio(c, x, o, at):
+    return c.within(x.logp[at] - c.stop(x.logp_old[at]), o.log_ratio_clamp)
+
+
+# objective ------------------------------------------------------------------------------------------------------------
+
+RATIO_OPTIONS = {"log_ratio_clamp": optional(number(above=0))}
+CLIP_OPTIONS = {
+    "clip_ratio_low": number(least=0, most=1),
+    "clip_ratio_high": number(least=0),
+    "clip_ratio_c": optional(number(above=1)),
+    **RATIO_OPTIONS,
+}
+POLICY_INPUTS = {
+    "logp": flows("BT"),
+    "logp_old": stops("BT"),
+    "advantages": stops("B|BT"),
+    "response_mask": mask("BT"),
+}
+
+
+@formula("objective.clip", inputs=POLICY_INPUTS, options=CLIP_OPTIONS, masked_by="response_mask")
+def objective_clip(c, x, o):
+    def loss(b, t):
+        if not x.response_mask[b, t]:
+            return mpf(0)
+        ratio = c.exp(log_ratio(c, x, o, (b, t)))
+        advantage = c.stop(token(x.advantages, b, t))
+        unclipped = -clipped_gain(c, ratio, advantage, o)
+        if o.clip_ratio_c is not None and c.decide(advantage < 0):
+            return c.minimum(unclipped, -o.clip_ratio_c * advantage)
+        return unclipped
+
+    losses = table(x.logp.shape, loss)
+    metrics = policy_metrics(c, x, o)
+    return {"loss": losses, **{key: metrics[key] for key in ("clip_fraction", "clip_fraction_lower", "ppo_kl")}}
+
+
+def clipped_gain(c, ratio, advantage, o):
+    clipped = c.clip(ratio, 1 - o.clip_ratio_low, 1 + o.clip_ratio_high)
+    return c.minimum(ratio * advantage, clipped * advantage)
+
+
+AGGREGATE_OPTIONS = {
+    "loss_agg_mode": choice(
+        "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
+    ),
+    "loss_scale_factor": optional(number(above=0)),
+    "batch_num_tokens": optional(number(above=0)),
+    "global_batch_size": optional(number(above=0)),
+    "dp_size": number(above=0),
+}
+KL_NAMES = ("k1", "abs", "k2", "k3", "kl", "mse", "low_var_kl")
+KL_PENALTY = choice(*KL_NAMES, *(name + "+" for name in KL_NAMES))
+
+
+@formula(
+    "objective.actor_loss",
+    inputs={
+        "logp": flows("BT"),
+        "logp_old": stops("BT"),
+        "logp_ref": stops("BT", optional=True),
+        "advantages": stops("B|BT"),
+        "response_mask": mask("BT"),
+        "entropy": flows("BT", optional=True),
+    },
+    options={
+        **CLIP_OPTIONS,
+        "kl_loss_type": KL_PENALTY,
+        "kl_input_clamp": optional(number(above=0)),
+        "kl_output_clamp": optional(number(above=0)),
+        "kl_loss_coef": number(),
+        "entropy_coeff": number(),
+        **AGGREGATE_OPTIONS,
+        "gradient_accumulation_steps": number(least=1),
+    },
+    masked_by="response_mask",
+)
+def objective_actor_loss(c, x, o):
+    kept = x.response_mask
+    policy = aggregate(objective_clip(c, x, o)["loss"], kept, o)
+    loss, kl, entropy = policy, mpf(0), mpf(0)
+    if o.kl_loss_coef != 0:
+        if x.logp_ref is None:
+            raise Fault("input", "logp_ref is needed")
+        kl_options = Names(
+            {"kl_penalty": o.kl_loss_type, "input_clamp": o.kl_input_clamp, "output_clamp": o.kl_output_clamp}
+        )
+        penalty = lambda *at: kl_of_token(c, x.logp[at], x.logp_ref[at], kl_options) if kept[at] else mpf(0)
+        kl = aggregate(table(x.logp.shape, penalty), kept, o)
+        loss += o.kl_loss_coef * kl
+    if o.entropy_coeff != 0:
+        if x.entropy is None:
+            raise Fault("input", "entropy is needed")
+        entropy = aggregate(x.entropy, kept, o)
+        loss -= o.entropy_coeff * entropy
+    outputs = {"loss": loss / o.gradient_accumulation_steps, "policy_loss": policy, "kl_loss": kl}
+    return {key: scalar(value) for key, value in {**outputs, "entropy_loss": entropy}.items()}
+
+
+# kl -------------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "kl.estimate",
+    inputs={"logp": flows("BT"), "logp_ref": stops("BT")},
+    options={
+        "kl_penalty": KL_PENALTY,
+        "input_clamp": optional(number(above=0)),
+        "output_clamp": optional(number(above=0)),
+    },
+)
+def kl_estimate(c, x, o):
+    return {"kl": table(x.logp.shape, lambda *at: kl_of_token(c, x.logp[at], x.logp_ref[at], o))}
+
+
+def kl_of_token(c, logp, logp_ref, o):
+    unclamped = logp - c.stop(logp_ref)
+    d = c.within(unclamped, o.input_clamp)
+    name = o.kl_penalty.removesuffix("+")
+    if name in ("k1", "kl"):
+        estimate = d
+    elif name == "abs":
+        estimate = c.absolute(d)
+    elif name in ("k2", "mse"):
+        estimate = d * d / 2
+    else:
+        estimate = c.exp(-d) + d - 1
+    estimate = c.within(estimate, o.output_clamp)
+    return c.straight_through(estimate, unclamped**2 / 2) if o.kl_penalty.endswith("+") else estimate
+
+
+# aggregate ------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "aggregate.loss",
+    inputs={"loss": flows("BT"), "response_mask": mask("BT")},
+    options=AGGREGATE_OPTIONS,
+    masked_by="response_mask",
+)
+def aggregate_loss(c, x, o):
+    return {"loss": scalar(aggregate(x.loss, x.response_mask, o))}
+
+
+def aggregate(loss, kept, o):
+    """`loss` is read where the mask keeps it, nowhere else."""
+    batch, width = kept.shape
+    rows = [[loss[b, t] for t in range(width) if kept[b, t]] for b in range(batch)]
+    rows = [row for row in rows if row]
+    if not rows:
+        return mpf(0)
+    tokens = o.batch_num_tokens if o.batch_num_tokens is not None else mpf(sum(len(row) for row in rows))
+    sequences = o.global_batch_size if o.global_batch_size is not None else mpf(len(rows))
+    total = mp.fsum(mp.fsum(row) for row in rows)
+    if o.loss_agg_mode == "token-mean":
+        value = total / tokens
+    elif o.loss_agg_mode == "token-sum":
+        value = total
+    elif o.loss_agg_mode == "seq-mean-token-sum":
+        value = total / sequences
+    elif o.loss_agg_mode == "seq-mean-token-mean":
+        value = mp.fsum(mean(row) for row in rows) / sequences
+    else:
+        scale = o.loss_scale_factor if o.loss_scale_factor is not None else mpf(width)
+        value = total / (sequences * scale)
+    return value * o.dp_size
+
+
+# metrics --------------------------------------------------------------------------------------------------------------
+
+
+@formula("metrics.policy", inputs=POLICY_INPUTS, options=CLIP_OPTIONS, masked_by="response_mask")
+def metrics_policy(c, x, o):
+    return policy_metrics(c, x, o)
+
+
+def policy_metrics(c, x, o):
+    clipped, lowered, kl, ratios = [], [], [], []
+    for b, t in kept_at(x.response_mask):
+        d = c.stop(log_ratio(c, x, o, (b, t)))
+        ratio, advantage = c.stop(c.exp(d)), c.stop(token(x.advantages, b, t))
+        above = ratio > 1 + o.clip_ratio_high and advantage > 0
+        below = ratio < 1 - o.clip_ratio_low and advantage < 0
+        clipped.append(mpf(above or below))
+        if o.clip_ratio_c is not None and advantage < 0:
+            loss = -clipped_gain(Record(c.finite_range), ratio, advantage, o)
+            lowered.append(mpf(-o.clip_ratio_c * advantage < loss))
+        else:
+            lowered.append(mpf(0))
+        kl.append(-d)
+        ratios.append(ratio)
+    means = {"clip_fraction": clipped, "clip_fraction_lower": lowered, "ppo_kl": kl, "ratio_mean": ratios}
+    return {key: scalar(mean(values) if values else mpf(0)) for key, values in means.items()}
+
+
+# reward ---------------------------------------------------------------------------------------------------------------
+
+GSM8K_NUMBER = re.compile(r"(?:(?<![^\W_])-\$?)?[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?")
+GSM8K_MARKED = re.compile(r"####[ \t$]*(" + GSM8K_NUMBER.pattern + ")")
+
+
+@formula(
+    "reward.gsm8k",
+    inputs={"response": texts("..."), "answer": texts("...")},
+    options={"method": choice("strict", "flexible")},
+)
+def reward_gsm8k(c, x, o):
+    def reward(*at):
+        wanted = marked_number(x.answer[at])
+        wanted = last_number(x.answer[at]) if wanted is None else wanted
+        if wanted is None:
+            raise Fault("input", "an answer without a number")
+        found = marked_number(x.response[at]) if o.method == "strict" else last_number(x.response[at])
+        return mpf(found is not None and found == wanted)
+
+    return {"reward": table(x.response.shape, reward)}
+
+
+def marked_number(text):
+    # Every place is tried, for a marker of five # begins twice.
+    found = [match for match in (GSM8K_MARKED.match(text, i) for i in range(len(text))) if match]
+    return number_value(found[-1].group(1)) if found else None
+
+
+def last_number(text):
+    found = GSM8K_NUMBER.findall(text)
+    return number_value(found[-1]) if found else None
+
+
+def number_value(text):
+    return Fraction(text.replace("$", "").replace(",", ""))
+
+
+if __name__ == "__main__":
+    mp.dps = DIGITS
+    if len(sys.argv) == 3 and sys.argv[1] == "--check":
+        sys.exit(check(sys.argv[2]))
+    if len(sys.argv) > 1:
+        sys.exit(__doc__)
+    serve()
