@@ -34,6 +34,7 @@ DIGITS = 50
 GRADIENT_DIGITS = 600
 STEP = "1e-200"
 NOISE = "1e-350"
+MOST_DIGITS = 10_000
 FORMULAS = {}
 INF, NAN = mpf("inf"), mpf("nan")
 # What takes the place of a logit of -inf while gradients are taken: the limit of ever smaller logits.
@@ -99,6 +100,10 @@ def mean(values):
     return mp.fsum(values) / len(values)
 
 
+def all_equal(values):
+    return all(value == values[0] for value in values)
+
+
 def numbered(labels):
     """The members of each group, in order of first appearance."""
     groups = {}
@@ -114,7 +119,7 @@ class Record:
     """Records decisions and detached values in a first evaluation and replays them in all further ones."""
 
     def __init__(self, finite_range):
-        self.kept, self.replaying, self.finite_range = [], None, finite_range
+        self.kept, self.replaying, self.finite_range, self.exponent = [], None, finite_range, 0
 
     def replay(self):
         self.replaying = iter(self.kept)
@@ -160,6 +165,7 @@ class Record:
     def exp(self, x):
         """Overflows as a double does, except where only the derivative is asked for."""
         value = mp.exp(x)
+        self.exponent = max(self.exponent, int(mp.mag(value)) if mp.isfinite(value) and value else 0)
         return INF if self.finite_range and value > LARGEST else value
 
     def finite(self, x):
@@ -383,13 +389,16 @@ def evaluate(name, given_options, given_inputs, want_gradients=True, digits=DIGI
         outputs = function(Record(finite_range=True), Names(x), options)
     gradients = {}
     if want_gradients:
+        # A sum that holds an exponential beyond the doubles needs the digits to keep its small terms.
+        record = Record(finite_range=False)
         with mp.workdps(GRADIENT_DIGITS):
-            gradients = differences(function, x, options)
+            first_output(function, record, limits(x), options)
+        with mp.workdps(GRADIENT_DIGITS + min(MOST_DIGITS, record.exponent // 3)):
+            gradients = differences(function, limits(x), options)
     return outputs, gradients
 
 
 def differences(function, x, options):
-    x = {name: limit_of_ruled_out(array) for name, array in x.items()}
     record = Record(finite_range=False)
     base = first_output(function, record, x, options)
     gradients = {}
@@ -414,10 +423,10 @@ def differences(function, x, options):
     return gradients
 
 
-def limit_of_ruled_out(array):
-    if array is None:
-        return None
-    return Array(array.shape, [RULED_OUT if isinstance(v, mpf) and v == -INF else v for v in array.data])
+def limits(x):
+    """The inputs with a stand-in for every logit of -inf."""
+    stand_in = lambda value: RULED_OUT if isinstance(value, mpf) and value == -INF else value
+    return {name: array and Array(array.shape, map(stand_in, array.data)) for name, array in x.items()}
 
 
 def first_output(function, record, x, options):
@@ -621,52 +630,473 @@ def along(array, axis, reduce):
 # advantage ------------------------------------------------------------------------------------------------------------
 
 
-@formula(
-    "advantage.group_norm",
-    inputs={"rewards": data("B"), "group": labels("B")},
-    options={
-        "std": choice("sample", "population", "none"),
-        "eps": number(least=0),
-        "eps_mode": choice("add", "threshold"),
-        "singleton": choice("raw", "unit_std", "zero", "error"),
-    },
-)
-def advantage_group_norm(c, x, o):
+RAW_ZERO_ERROR = choice("raw", "zero", "error")
+REWARDS_OF_GROUPS = {"rewards": data("B"), "group": labels("B")}
+WHITEN_OPTIONS = {
+    "whiten": flag,
+    "whiten_ddof": whole(most=1),
+    "whiten_eps": number(least=0),
+    "whiten_eps_mode": choice("add", "clamp"),
+}
+
+
+def by_group(x, advantages_of):
+    """One advantage a response, from `advantages_of` the members of each group."""
     advantages = [None] * len(x.rewards.data)
     for members in numbered(x.group):
-        rewards = [x.rewards[i] for i in members]
-        for i, advantage in zip(members, group_norm(rewards, o)):
+        for i, advantage in zip(members, advantages_of(members)):
             advantages[i] = advantage
-    return {"advantages": Array(x.rewards.shape, advantages)}
+    return Array(x.rewards.shape, advantages)
 
 
-def group_norm(rewards, o):
-    if len(rewards) == 1:
-        if o.singleton == "error":
-            raise Fault("group-size", "a group of one")
-        if o.singleton == "zero":
-            return [mpf(0)]
-        if o.singleton == "unit_std" and o.std != "none" and o.eps_mode == "add":
-            return [rewards[0] / (1 + o.eps)]
-        return rewards
-    if all(reward == rewards[0] for reward in rewards):
-        return [mpf(0)] * len(rewards)
-    centred = centre(rewards)
-    if o.std == "none":
-        return centred
-    deviation = mp.sqrt(variance(rewards, ddof=1 if o.std == "sample" else 0))
-    if o.eps_mode == "add":
-        return [d / (deviation + o.eps) for d in centred]
-    return [mpf(0)] * len(rewards) if deviation < o.eps else [d / deviation for d in centred]
+def singleton(reward, o):
+    if o.singleton == "error":
+        raise Fault("group-size", "a group of one")
+    return mpf(0) if o.singleton == "zero" else reward
 
 
-def centre(values):
+def centred(values):
+    """Exactly 0 where all are equal."""
+    if all_equal(values):
+        return [mpf(0)] * len(values)
     middle = mean(values)
     return [value - middle for value in values]
 
 
 def variance(values, ddof):
-    return mp.fsum(d * d for d in centre(values)) / (len(values) - ddof)
+    return mp.fsum(d * d for d in centred(values)) / (len(values) - ddof)
+
+
+def deviation(values, std):
+    return mp.sqrt(variance(values, ddof=1 if std == "sample" else 0))
+
+
+@formula(
+    "advantage.group_norm",
+    inputs=REWARDS_OF_GROUPS,
+    options={
+        "std": choice("sample", "population", "none"),
+        "std_scope": choice("group", "batch", "leave_one_out"),
+        "eps": number(least=0),
+        "eps_mode": choice("add", "threshold", "floor_variance"),
+        "singleton": choice("raw", "unit_std", "zero", "error"),
+    },
+)
+def advantage_group_norm(c, x, o):
+    def of_group(members):
+        rewards = [x.rewards[i] for i in members]
+        if len(rewards) == 1:
+            if o.singleton == "unit_std":
+                return [rewards[0] if o.std == "none" or o.eps_mode == "threshold" else rewards[0] / (1 + o.eps)]
+            return [singleton(rewards[0], o)]
+        if all_equal(rewards):
+            return [mpf(0)] * len(rewards)
+        if o.std_scope == "leave_one_out":
+            return [against_others(i, rewards) for i in range(len(rewards))]
+        if o.std == "none":
+            return centred(rewards)
+        sigma = deviation(rewards if o.std_scope == "group" else x.rewards.data, o.std)
+        return [quotient(d, sigma) for d in centred(rewards)]
+
+    def against_others(i, rewards):
+        others = rewards[:i] + rewards[i + 1 :]
+        lead = rewards[i] - mean(others)
+        return lead if o.std == "none" or all_equal(others) else quotient(lead, deviation(others, o.std))
+
+    def quotient(lead, sigma):
+        if o.eps_mode == "add":
+            return lead / (sigma + o.eps)
+        if o.eps_mode == "threshold":
+            return mpf(0) if sigma < o.eps else lead / sigma
+        return lead / (mp.sqrt(max(sigma**2, o.eps)) + o.eps)
+
+    return {"advantages": by_group(x, of_group)}
+
+
+@formula("advantage.relative", inputs=REWARDS_OF_GROUPS)
+def advantage_relative(c, x, o):
+    def baseline(members):
+        rewards = [x.rewards[i] for i in members]
+        return [rewards[0] if all_equal(rewards) else mean(rewards)] * len(rewards)
+
+    return {
+        "relative": by_group(x, lambda members: centred([x.rewards[i] for i in members])),
+        "baseline": by_group(x, baseline),
+    }
+
+
+@formula("advantage.rloo", inputs=REWARDS_OF_GROUPS, options={"singleton": RAW_ZERO_ERROR})
+def advantage_rloo(c, x, o):
+    def of_group(members):
+        rewards = [x.rewards[i] for i in members]
+        n = len(rewards)
+        return [singleton(rewards[0], o)] if n == 1 else [n * d / (n - 1) for d in centred(rewards)]
+
+    return {"advantages": by_group(x, of_group)}
+
+
+@formula(
+    "advantage.reinforce_plus_plus",
+    inputs={"rewards": data("BT"), "response_mask": mask("BT")},
+    options={"gamma": number(least=0, most=1), "mask_mode": choice("carry", "reset"), **WHITEN_OPTIONS},
+    masked_by="response_mask",
+)
+def advantage_reinforce_plus_plus(c, x, o):
+    kept = x.response_mask
+
+    def follows(b, t):
+        tokens = []
+        for s in range(t, kept.shape[1]):
+            if kept[b, s]:
+                tokens.append(s)
+            elif o.mask_mode == "reset":
+                break
+        return mp.fsum(o.gamma**k * x.rewards[b, s] for k, s in enumerate(tokens))
+
+    returns = {at: follows(*at) for at in kept_at(kept)}
+    return {
+        "advantages": spread(kept, dict(zip(returns, whitened(list(returns.values()), o)))),
+        "returns": spread(kept, returns),
+    }
+
+
+def spread(kept, values):
+    """An array of the kept tokens' values, with 0 in the masked slots."""
+    return table(kept.shape, lambda *at: values[at] if kept[at] else mpf(0))
+
+
+def whitened(values, o):
+    if not o.whiten:
+        return values
+    if len(values) <= o.whiten_ddof:
+        raise Fault("too-few", f"{len(values)} kept tokens")
+    if all_equal(values):
+        return [mpf(0)] * len(values)
+    v = variance(values, o.whiten_ddof)
+    root = mp.sqrt(v + o.whiten_eps if o.whiten_eps_mode == "add" else max(v, o.whiten_eps))
+    return [d / root for d in centred(values)]
+
+
+@formula(
+    "advantage.reinforce_plus_plus_baseline",
+    inputs={**REWARDS_OF_GROUPS, "response_mask": mask("BT")},
+    options={"singleton": RAW_ZERO_ERROR, **WHITEN_OPTIONS},
+    masked_by="response_mask",
+)
+def advantage_reinforce_plus_plus_baseline(c, x, o):
+    kept, value = x.response_mask, {}
+    for members in numbered(x.group):
+        present = [i for i in members if any(kept[i, t] for t in range(kept.shape[1]))]
+        rewards = [x.rewards[i] for i in present]
+        if present:
+            value.update(zip(present, [singleton(rewards[0], o)] if len(present) == 1 else centred(rewards)))
+    tokens = kept_at(kept)
+    return {"advantages": spread(kept, dict(zip(tokens, whitened([value[b] for b, _ in tokens], o))))}
+
+
+@formula(
+    "advantage.remax",
+    inputs={"rewards": data("BT"), "baselines": data("B"), "response_mask": mask("BT")},
+    masked_by="response_mask",
+)
+def advantage_remax(c, x, o):
+    kept = x.response_mask
+    tokens = kept_at(kept)
+    returns = {(b, t): mp.fsum(x.rewards[i, s] for i, s in tokens if i == b and s >= t) for b, t in tokens}
+    return {
+        "advantages": spread(kept, {(b, t): value - x.baselines[b] for (b, t), value in returns.items()}),
+        "returns": spread(kept, returns),
+    }
+
+
+@formula(
+    "advantage.opo",
+    inputs={**REWARDS_OF_GROUPS, "lengths": data("B")},
+    options={"singleton": RAW_ZERO_ERROR},
+)
+def advantage_opo(c, x, o):
+    if any(length < 0 for length in x.lengths.data):
+        raise Fault("input", "a length below 0")
+
+    def of_group(members):
+        rewards, lengths = [x.rewards[i] for i in members], [x.lengths[i] for i in members]
+        if len(rewards) == 1:
+            return [singleton(rewards[0], o)]
+        if all_equal(rewards):
+            return [mpf(0)] * len(rewards)
+        if not any(lengths):
+            raise Fault("input", "a group without any length")
+        baseline = mp.fsum(l * r for l, r in zip(lengths, rewards)) / mp.fsum(lengths)
+        return [reward - baseline for reward in rewards]
+
+    return {"advantages": by_group(x, of_group)}
+
+
+@formula(
+    "advantage.gpg",
+    inputs=REWARDS_OF_GROUPS,
+    options={
+        "alpha": choice("nonzero_rewards", "valid_groups", "one"),
+        "f_norm": number(above=0),
+        "singleton": RAW_ZERO_ERROR,
+    },
+)
+def advantage_gpg(c, x, o):
+    batch = mpf(len(x.rewards.data))
+    valid = [members for members in numbered(x.group) if not all_equal([x.rewards[i] for i in members])]
+    count = sum(len(members) for members in valid)
+    alpha = {
+        "nonzero_rewards": batch / max(sum(reward != 0 for reward in x.rewards.data), 1),
+        "valid_groups": batch / count if count else mpf(0),
+        "one": mpf(1),
+    }[o.alpha]
+
+    def of_group(members):
+        rewards = [x.rewards[i] for i in members]
+        values = [singleton(rewards[0], o)] if len(rewards) == 1 else centred(rewards)
+        return [alpha * value / o.f_norm for value in values]
+
+    return {"advantages": by_group(x, of_group)}
+
+
+@formula(
+    "advantage.pass_at_k",
+    inputs=REWARDS_OF_GROUPS,
+    options={"std": choice("sample", "population", "none"), "eps": number(least=0)},
+)
+def advantage_pass_at_k(c, x, o):
+    def of_group(members):
+        rewards = [x.rewards[i] for i in members]
+        if len(rewards) == 1:
+            raise Fault("group-size", "a group of one")
+        best, second = sorted(rewards, reverse=True)[:2]
+        if best == second:
+            return [mpf(0)] * len(rewards)
+        divisor = mpf(1) if o.std == "none" else deviation(rewards, o.std) + o.eps
+        return [(best - second) / divisor if reward == best else mpf(0) for reward in rewards]
+
+    return {"advantages": by_group(x, of_group)}
+
+
+# gae ------------------------------------------------------------------------------------------------------------------
+
+GAE_INPUTS = {"rewards": data("BT"), "values": stops("BT"), "response_mask": mask("BT")}
+TD_OPTIONS = {"gamma": number(least=0, most=1), "mask_mode": choice("carry", "none")}
+
+
+def steps(x, mask_mode):
+    """The steps of the recursion of each sequence: slot, reward, value."""
+    kept = x.response_mask
+    for b in range(kept.shape[0]):
+        row = []
+        for t in range(kept.shape[1]):
+            if kept[b, t]:
+                row.append(((b, t), x.rewards[b, t], x.values[b, t]))
+            elif mask_mode == "none":
+                row.append(((b, t), mpf(0), mpf(0)))
+        yield row
+
+
+def temporal_differences(row, gamma):
+    following = [value for _, _, value in row[1:]] + [mpf(0)]
+    return [reward + gamma * after - value for (_, reward, value), after in zip(row, following)]
+
+
+@formula("advantage.td_error", inputs=GAE_INPUTS, options=TD_OPTIONS, masked_by="response_mask")
+def advantage_td_error(c, x, o):
+    deltas = {}
+    for row in steps(x, o.mask_mode):
+        deltas.update(zip([at for at, _, _ in row], temporal_differences(row, o.gamma)))
+    return {"td_error": spread(x.response_mask, deltas)}
+
+
+@formula(
+    "advantage.gae",
+    inputs=GAE_INPUTS,
+    options={**TD_OPTIONS, "lam": number(least=0, most=1), **WHITEN_OPTIONS},
+    masked_by="response_mask",
+)
+def advantage_gae(c, x, o):
+    kept = x.response_mask
+    advantages = estimated(x, o)
+    returns = {at: advantages[at] + x.values[at] for at in kept_at(kept)}
+    tokens = kept_at(kept)
+    return {
+        "advantages": spread(kept, dict(zip(tokens, whitened([advantages[at] for at in tokens], o)))),
+        "returns": spread(kept, returns),
+    }
+
+
+def estimated(x, o):
+    """The advantages of GAE before whitening, by slot."""
+    advantages = {}
+    for row in steps(x, o.mask_mode):
+        after = mpf(0)
+        for (at, _, _), delta in reversed(list(zip(row, temporal_differences(row, o.gamma)))):
+            after = advantages[at] = delta + o.gamma * o.lam * after
+    return advantages
+
+
+# filter ---------------------------------------------------------------------------------------------------------------
+
+
+def grpo_only(value):
+    if value in ("gae", "rloo", "reinforce_plus_plus", "remax"):
+        raise Fault("unsupported", f"adv_estimator {value}")
+    return choice("grpo")(value)
+
+
+@formula(
+    "advantage.filter",
+    inputs=REWARDS_OF_GROUPS,
+    options={
+        "keep_pos_ratio": number(least=0, most=1),
+        "keep_neg_ratio": number(least=0, most=1),
+        "compute_new_adv": flag,
+        "eps": number(least=0),
+        "singleton": RAW_ZERO_ERROR,
+        "adv_estimator": grpo_only,
+    },
+)
+def advantage_filter(c, x, o):
+    count = len(x.rewards.data)
+    original, advantages, kept = [None] * count, [mpf(0)] * count, [mpf(0)] * count
+
+    def normalised(rewards):
+        if all_equal(rewards) or deviation(rewards, "sample") < o.eps:
+            return [mpf(0)] * len(rewards)
+        return [d / deviation(rewards, "sample") for d in centred(rewards)]
+
+    for members in numbered(x.group):
+        rewards = [x.rewards[i] for i in members]
+        if len(members) == 1:
+            first = [singleton(rewards[0], o)]
+            signs = [mp.sign(first[0])]
+        else:
+            first = normalised(rewards)
+            flat = all_equal(rewards) or deviation(rewards, "sample") < o.eps
+            total = mp.fsum(rewards)
+            signs = [0 if flat else mp.sign(len(rewards) * reward - total) for reward in rewards]
+        for i, advantage in zip(members, first):
+            original[i] = advantage
+        staying = [i for i, sign in zip(members, signs) if sign == 0]
+        # sorted() is stable, so of equal rewards the earlier one comes first on both sides.
+        best = sorted((i for i, sign in zip(members, signs) if sign > 0), key=lambda i: -x.rewards[i])
+        worst = sorted((i for i, sign in zip(members, signs) if sign < 0), key=lambda i: x.rewards[i])
+        staying += best[: how_many(len(best), o.keep_pos_ratio)] + worst[: how_many(len(worst), o.keep_neg_ratio)]
+        staying.sort()
+        renewed = o.compute_new_adv and len(staying) >= 2 and not o.keep_pos_ratio == o.keep_neg_ratio == 1
+        final = normalised([x.rewards[i] for i in staying]) if renewed else [original[i] for i in staying]
+        for i, advantage in zip(staying, final):
+            advantages[i], kept[i] = advantage, mpf(1)
+    arrays = {"advantages": advantages, "advantages_original": original, "kept": kept}
+    return {key: Array((count,), values) for key, values in arrays.items()}
+
+
+def how_many(count, ratio):
+    # The clause asks for the product of double precision.
+    return 0 if ratio == 0 else min(count, max(1, math.floor(count * float(ratio))))
+
+
+# group_ppo ------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "advantage.group_ppo",
+    inputs={
+        "rewards": data("BT"),
+        "values": data("BT"),
+        "logp": data("BT"),
+        "logp_old": data("BT"),
+        "response_mask": mask("BT"),
+    },
+    options={
+        "group_variance_threshold": number(above=0),
+        "group_max_size": optional(whole(least=2)),
+        "group_epsilon": number(least=0),
+        "adaptive_threshold": flag,
+        "threshold_lr": number(least=0, most=1),
+        "min_threshold": number(above=0),
+        "max_threshold": number(),
+        "group_score": choice("paper", "gp2"),
+        "group_g": choice("log_ratio", "ratio_minus_one"),
+        "group_gate": number(least=0),
+        "group_counter": choice("group", "sequence"),
+        "group_adv": choice("one_step", "gae"),
+        "endpoint_return": choice("segment", "prefix", "gae"),
+        "gamma": number(least=0, most=1),
+        "lam": number(least=0, most=1),
+    },
+    masked_by="response_mask",
+)
+def advantage_group_ppo(c, x, o):
+    if o.max_threshold < o.min_threshold:
+        raise Fault("option", "max_threshold is below min_threshold")
+    kept = x.response_mask
+    tokens = kept_at(kept)
+    gae = estimated(x, o.with_(mask_mode="carry"))
+    estimate = gae if o.group_adv == "gae" else {at: x.rewards[at] - x.values[at] for at in tokens}
+    endpoints, returns, quotients = [], {}, []
+    for b in range(kept.shape[0]):
+        response = [at for at in tokens if at[0] == b]
+        opened = 0
+        for t, at in enumerate(response):
+            run = response[opened : t + 1]
+            r_ppo, r_grpo, same = scores(c, x, o, response, opened, t, estimate)
+            n = len(run) if o.group_counter == "group" else t + 1
+            if same:
+                enough = (n - o.group_variance_threshold) * r_ppo + n * o.group_epsilon >= 0
+            else:
+                enough = n * (r_ppo + o.group_epsilon) >= o.group_variance_threshold * r_grpo
+            by_score = r_ppo > o.group_gate and enough
+            if by_score:
+                quotients.append(r_grpo / (r_ppo + o.group_epsilon))
+            if by_score or len(run) == o.group_max_size or t == len(response) - 1:
+                endpoints.append(at)
+                if o.endpoint_return == "gae":
+                    returns[at] = gae[at] + x.values[at]
+                else:
+                    counted = run if o.endpoint_return == "segment" else response[: t + 1]
+                    returns[at] = mp.fsum(x.rewards[s] for s in counted)
+                opened = t + 1
+    advantages = {at: returns[at] - x.values[at] if at in returns else mpf(0) for at in tokens}
+    threshold = o.group_variance_threshold
+    if o.adaptive_threshold and quotients:
+        threshold = threshold + o.threshold_lr * (mean(quotients) - threshold)
+        threshold = min(max(threshold, o.min_threshold), o.max_threshold)
+    ends, count = len(endpoints), len(tokens)
+    compression = mpf(count - ends) / count if count else mpf(0)
+    return {
+        "endpoints": spread(kept, {at: mpf(at in returns) for at in tokens}),
+        "advantages": spread(kept, advantages),
+        "returns": spread(kept, {at: advantages[at] + x.values[at] for at in tokens}),
+        "threshold": scalar(threshold),
+        "compression_ratio": scalar(compression),
+        "efficiency_gain": scalar(mpf(count) / ends if count else mpf(1)),
+        "algorithm_effectiveness": scalar(max(mpf(0), compression - mpf(1) / 10) / (mpf(9) / 10)),
+        "total_endpoints": scalar(mpf(ends)),
+        "sparse": scalar(mpf(2 * ends < count)),
+    }
+
+
+def scores(c, x, o, response, opened, t, estimate):
+    """The two scores of the open run at its last token, and whether they are one expression."""
+
+    def size(at):
+        d = x.logp[at] - x.logp_old[at]
+        return d if o.group_g == "log_ratio" else c.exp(d) - 1
+
+    run, a_t = response[opened : t + 1], estimate[response[t]]
+    if o.group_score == "paper":
+        r_ppo = mp.fsum(estimate[at] * size(at) for at in run) ** 2 / len(response)
+        r_grpo = mp.fsum(size(at) for at in run) ** 2 * a_t**2 / len(response)
+        same = len(run) == 1
+    else:
+        r_ppo = mp.fsum((estimate[at] * size(at)) ** 2 for at in run) / len(response)
+        growth = mp.fprod(1 + size(at) ** 2 for at in response[1 : t + 1])
+        r_grpo = size(response[0]) ** 2 * growth * a_t**2 / len(response)
+        same = t == 0
+    return r_ppo, r_ppo if same else r_grpo, same
 
 
 # logprob --------------------------------------------------------------------------------------------------------------
@@ -773,6 +1203,7 @@ KL_PENALTY = choice(*KL_NAMES, *(name + "+" for name in KL_NAMES))
         "logp_ref": stops("BT", optional=True),
         "advantages": stops("B|BT"),
         "response_mask": mask("BT"),
+        "group_endpoints": mask("BT", optional=True),
         "entropy": flows("BT", optional=True),
     },
     options={
@@ -789,6 +1220,9 @@ KL_PENALTY = choice(*KL_NAMES, *(name + "+" for name in KL_NAMES))
 )
 def objective_actor_loss(c, x, o):
     kept = x.response_mask
+    if x.group_endpoints is not None:
+        kept = table(kept.shape, lambda *at: x.response_mask[at] and x.group_endpoints[at])
+        x = x.with_(response_mask=kept)
     policy = aggregate(objective_clip(c, x, o)["loss"], kept, o)
     loss, kl, entropy = policy, mpf(0), mpf(0)
     if o.kl_loss_coef != 0:
