@@ -266,9 +266,12 @@ class Names:
         return Names({**self.__dict__, **changed})
 
 
-def formula(name, inputs, options=None, masked_by=None):
+def formula(name, inputs, options=None, masked_by=None, unread=lambda o: ()):
+    """`unread` names the inputs that the options leave without a use: only their shape counts."""
+
     def register(function):
-        function.inputs, function.options, function.masked_by = inputs, options or {}, masked_by
+        function.inputs, function.options = inputs, options or {}
+        function.masked_by, function.unread = masked_by, unread
         FORMULAS[name] = function
         return function
 
@@ -300,7 +303,7 @@ def read_entry(kind, value, name):
     return value
 
 
-def read_inputs(function, given):
+def read_inputs(function, options, given):
     unknown = set(given) - set(function.inputs)
     if unknown:
         raise Fault("input", "unknown: " + ", ".join(sorted(unknown)))
@@ -318,6 +321,9 @@ def read_inputs(function, given):
         check_shape(name, spec, x[name].shape, lengths)
     if function.masked_by:
         drop_masked(function, x)
+    for name in function.unread(options):
+        if x[name] is not None:
+            x[name].data = [None] * len(x[name].data)
     for name, spec in function.inputs.items():
         if spec.kind == "real" and x[name] is not None:
             for value in x[name].data:
@@ -385,7 +391,7 @@ def evaluate(name, given_options, given_inputs, want_gradients=True, digits=DIGI
     function = FORMULAS[name]
     with mp.workdps(digits):
         options = read_options(function, given_options)
-        x = read_inputs(function, given_inputs)
+        x = read_inputs(function, options, given_inputs)
         outputs = function(Record(finite_range=True), Names(x), options)
     gradients = {}
     if want_gradients:
@@ -600,20 +606,43 @@ def check(folder):
 # mask -----------------------------------------------------------------------------------------------------------------
 
 
+AXIS = optional(whole())
+MASKED_VALUES = {"values": flows("..."), "mask": mask("...")}
+
+
+def kept_of(entries):
+    return [value for value in entries if value is not None]
+
+
 @formula(
     "mask.mean",
-    inputs={"values": flows("..."), "mask": mask("...")},
-    options={"axis": optional(whole()), "empty": choice("zero", "nan")},
+    inputs=MASKED_VALUES,
+    options={"axis": AXIS, "empty": choice("zero", "nan")},
     masked_by="mask",
 )
 def mask_mean(c, x, o):
     def average(entries):
-        kept = [value for value in entries if value is not None]
+        kept = kept_of(entries)
         if kept:
             return mean(kept)
         return mpf(0) if o.empty == "zero" else NAN
 
     return {"mean": along(x.values, o.axis, average)}
+
+
+@formula("mask.sum", inputs=MASKED_VALUES, options={"axis": AXIS}, masked_by="mask")
+def mask_sum(c, x, o):
+    return {"sum": along(x.values, o.axis, lambda entries: mp.fsum(kept_of(entries)))}
+
+
+@formula(
+    "mask.normalize",
+    inputs=MASKED_VALUES,
+    options={"axis": AXIS, "constant": number(above=0)},
+    masked_by="mask",
+)
+def mask_normalize(c, x, o):
+    return {"normalized": along(x.values, o.axis, lambda entries: mp.fsum(kept_of(entries)) / o.constant)}
 
 
 def along(array, axis, reduce):
@@ -625,6 +654,41 @@ def along(array, axis, reduce):
     shape = array.shape[:axis] + array.shape[axis + 1 :]
     lane = lambda at: [array[at[:axis] + (i,) + at[axis:]] for i in range(array.shape[axis])]
     return table(shape, lambda *at: reduce(lane(at)))
+
+
+@formula("mask.variance", inputs=MASKED_VALUES, options={"ddof": whole(most=1)}, masked_by="mask")
+def mask_variance(c, x, o):
+    return {"variance": scalar(masked_variance(c, kept_of(x.values.data), o.ddof))}
+
+
+def masked_variance(c, values, ddof):
+    if len(values) <= ddof or not values:
+        raise Fault("too-few", f"{len(values)} kept entries")
+    if c.decide(all_equal(values)):
+        return mpf(0)
+    middle = mean(values)
+    return mp.fsum((value - middle) ** 2 for value in values) / (len(values) - ddof)
+
+
+@formula(
+    "mask.whiten",
+    inputs=MASKED_VALUES,
+    options={"ddof": whole(most=1), "eps": number(least=0), "eps_mode": choice("add", "clamp"), "shift_mean": flag},
+    masked_by="mask",
+)
+def mask_whiten(c, x, o):
+    kept = kept_of(x.values.data)
+    spread_of = masked_variance(c, kept, o.ddof)
+    middle, equal = mean(kept), c.decide(all_equal(kept))
+    root = mp.sqrt(spread_of + o.eps if o.eps_mode == "add" else c.maximum(spread_of, o.eps))
+
+    def entry(value):
+        if value is None:
+            return mpf(0)
+        shifted = mpf(0) if equal else (value - middle) / root
+        return shifted if o.shift_mean else shifted + middle
+
+    return {"whitened": Array(x.values.shape, [entry(value) for value in x.values.data])}
 
 
 # advantage ------------------------------------------------------------------------------------------------------------
@@ -1108,17 +1172,26 @@ def scores(c, x, o, response, opened, t, estimate):
     options={"temperature": number(above=0)},
 )
 def logprob_token(c, x, o):
-    vocabulary = range(x.logits.shape[2])
-    logp, entropy = [], []
-    for b, t in indices(x.tokens.shape):
-        drawn = x.tokens[b, t]
-        if drawn not in vocabulary:
+    def logp(b, t):
+        drawn, z = x.tokens[b, t], tempered(x, o, b, t)
+        if not 0 <= drawn < len(z):
             raise Fault("index", f"token {drawn}")
-        z = [x.logits[b, t, v] / o.temperature for v in vocabulary]
+        return z[drawn] - log_sum_exp(z)
+
+    return {"logp": table(x.tokens.shape, logp), "entropy": entropy(x, o)}
+
+
+def tempered(x, o, b, t):
+    return [x.logits[b, t, v] / o.temperature for v in range(x.logits.shape[2])]
+
+
+def entropy(x, o):
+    def of_token(b, t):
+        z = tempered(x, o, b, t)
         log_sum = log_sum_exp(z)
-        logp.append(z[drawn] - log_sum)
-        entropy.append(log_sum - mp.fsum(mp.exp(zv - log_sum) * zv for zv in z if zv != -INF))
-    return {"logp": Array(x.tokens.shape, logp), "entropy": Array(x.tokens.shape, entropy)}
+        return log_sum - mp.fsum(mp.exp(zv - log_sum) * zv for zv in z if zv != -INF)
+
+    return table(x.logits.shape[:2], of_token)
 
 
 def log_sum_exp(z):
@@ -1128,6 +1201,15 @@ def log_sum_exp(z):
         raise Fault("input", "a position where every entry is ruled out")
     top = mpf(max(possible))
     return top + mp.log(mp.fsum(mp.exp(zv - top) for zv in possible))
+
+
+@formula(
+    "logprob.entropy",
+    inputs={"logits": flows("BTV", minus_infinity=True)},
+    options={"temperature": number(above=0)},
+)
+def logprob_entropy(c, x, o):
+    return {"entropy": entropy(x, o)}
 
 
 @formula(
@@ -1141,6 +1223,31 @@ def logprob_ratio(c, x, o):
 
 def log_ratio(c, x, o, at):
     return c.within(x.logp[at] - c.stop(x.logp_old[at]), o.log_ratio_clamp)
+
+
+@formula(
+    "logprob.sequence_ratio",
+    inputs={"logp": flows("BT"), "logp_old": stops("BT"), "response_mask": mask("BT")},
+    options={"level": choice("mean", "sum"), "log_ratio_clamp": optional(number(above=0))},
+    masked_by="response_mask",
+)
+def logprob_sequence_ratio(c, x, o):
+    def ratio(b):
+        log_ratios = sequence_log_ratios(c, x, b)
+        if not log_ratios:
+            return mpf(1)
+        log_ratio = mean(log_ratios) if o.level == "mean" else mp.fsum(log_ratios)
+        return c.exp(c.within(log_ratio, o.log_ratio_clamp))
+
+    return {"ratio": table(x.logp.shape[:1], ratio)}
+
+
+def sequence_log_ratios(c, x, b):
+    return [x.logp[b, t] - c.stop(x.logp_old[b, t]) for t in tokens_of(x.response_mask, b)]
+
+
+def tokens_of(kept, b):
+    return [t for t in range(kept.shape[1]) if kept[b, t]]
 
 
 # objective ------------------------------------------------------------------------------------------------------------
@@ -1208,6 +1315,7 @@ KL_PENALTY = choice(*KL_NAMES, *(name + "+" for name in KL_NAMES))
     },
     options={
         **CLIP_OPTIONS,
+        "kl_ratio_weight": flag,
         "kl_loss_type": KL_PENALTY,
         "kl_input_clamp": optional(number(above=0)),
         "kl_output_clamp": optional(number(above=0)),
@@ -1217,6 +1325,7 @@ KL_PENALTY = choice(*KL_NAMES, *(name + "+" for name in KL_NAMES))
         "gradient_accumulation_steps": number(least=1),
     },
     masked_by="response_mask",
+    unread=lambda o: ["logp_ref"] * (o.kl_loss_coef == 0) + ["entropy"] * (o.entropy_coeff == 0),
 )
 def objective_actor_loss(c, x, o):
     kept = x.response_mask
@@ -1231,7 +1340,13 @@ def objective_actor_loss(c, x, o):
         kl_options = Names(
             {"kl_penalty": o.kl_loss_type, "input_clamp": o.kl_input_clamp, "output_clamp": o.kl_output_clamp}
         )
-        penalty = lambda *at: kl_of_token(c, x.logp[at], x.logp_ref[at], kl_options) if kept[at] else mpf(0)
+
+        def penalty(*at):
+            if not kept[at]:
+                return mpf(0)
+            estimate = kl_of_token(c, x.logp[at], x.logp_ref[at], kl_options)
+            return estimate * c.exp(log_ratio(c, x, o, at)) if o.kl_ratio_weight else estimate
+
         kl = aggregate(table(x.logp.shape, penalty), kept, o)
         loss += o.kl_loss_coef * kl
     if o.entropy_coeff != 0:
@@ -1241,6 +1356,270 @@ def objective_actor_loss(c, x, o):
         loss -= o.entropy_coeff * entropy
     outputs = {"loss": loss / o.gradient_accumulation_steps, "policy_loss": policy, "kl_loss": kl}
     return {key: scalar(value) for key, value in {**outputs, "entropy_loss": entropy}.items()}
+
+
+@formula("objective.policy_gradient", inputs={"logp": flows("BT"), "advantages": stops("B|BT")})
+def objective_policy_gradient(c, x, o):
+    return {"loss": table(x.logp.shape, lambda b, t: -c.stop(token(x.advantages, b, t)) * x.logp[b, t])}
+
+
+@formula(
+    "objective.reinforce_with_baseline",
+    inputs={"logp": flows("BT"), "rewards": stops("B"), "baselines": stops("B")},
+)
+def objective_reinforce_with_baseline(c, x, o):
+    return {"loss": table(x.logp.shape, lambda b, t: -c.stop(x.rewards[b] - x.baselines[b]) * x.logp[b, t])}
+
+
+@formula(
+    "objective.off_policy",
+    inputs={"logp": flows("BT"), "logp_old": stops("BT"), "advantages": stops("B|BT")},
+    options=RATIO_OPTIONS,
+)
+def objective_off_policy(c, x, o):
+    def loss(b, t):
+        return -c.exp(log_ratio(c, x, o, (b, t))) * c.stop(token(x.advantages, b, t))
+
+    return {"loss": table(x.logp.shape, loss)}
+
+
+LOSS_TYPES = {
+    "no_baseline": ("raw_rewards",),
+    "reinforce_with_baseline": ("advantages",),
+    "grpo_clip": ("logp_old", "advantages"),
+}
+
+
+@formula(
+    "objective.dispatch",
+    inputs={
+        "logp": flows("BT"),
+        "logp_old": stops("BT", optional=True),
+        "raw_rewards": stops("B", optional=True),
+        "advantages": stops("B|BT", optional=True),
+    },
+    options={
+        "loss_type": choice(*LOSS_TYPES),
+        "cliprange": number(least=0, most=1),
+    },
+    unread=lambda o: {"logp_old", "raw_rewards", "advantages"} - set(LOSS_TYPES[o.loss_type]),
+)
+def objective_dispatch(c, x, o):
+    for name in LOSS_TYPES[o.loss_type]:
+        if getattr(x, name) is None:
+            raise Fault("input", f"{name} is needed")
+    if o.loss_type == "grpo_clip":
+        everything = table(x.logp.shape, lambda *at: True)
+        clip = {"clip_ratio_low": o.cliprange, "clip_ratio_high": o.cliprange}
+        off = {"clip_ratio_c": None, "log_ratio_clamp": None}
+        answer = objective_clip(c, x.with_(response_mask=everything), Names({**clip, **off}))
+        return {key: answer[key] for key in ("loss", "clip_fraction")}
+    advantages = x.raw_rewards if o.loss_type == "no_baseline" else x.advantages
+    return {**objective_policy_gradient(c, x.with_(advantages=advantages), o), "clip_fraction": scalar(mpf(0))}
+
+
+@formula(
+    "objective.gspo",
+    inputs=POLICY_INPUTS,
+    options={
+        "clip_ratio_low": number(least=0, most=1),
+        "clip_ratio_high": number(least=0),
+        "log_ratio_max": optional(number(above=0)),
+        "importance_sampling_level": choice("sequence", "sequence_token", "sequence_sum"),
+    },
+    masked_by="response_mask",
+)
+def objective_gspo(c, x, o):
+    kept = x.response_mask
+    ratios, bounded = [], []
+    for b in range(kept.shape[0]):
+        log_ratios = sequence_log_ratios(c, x, b)
+        if not log_ratios:
+            ratios.append(mpf(1))
+            bounded.append(False)
+            continue
+        level = mp.fsum(log_ratios) if o.importance_sampling_level == "sequence_sum" else mean(log_ratios)
+        bounded.append(o.log_ratio_max is not None and c.decide(level > o.log_ratio_max))
+        ratios.append(c.exp(o.log_ratio_max if bounded[b] else level))
+
+    def loss(b, t):
+        if not kept[b, t]:
+            return mpf(0)
+        ratio = ratios[b]
+        if o.importance_sampling_level == "sequence_token":
+            own = mpf(1) if bounded[b] else mp.exp(x.logp[b, t] - c.stop(x.logp[b, t]))
+            ratio = c.stop(ratio) * own
+        return -clipped_gain(c, ratio, c.stop(token(x.advantages, b, t)), o)
+
+    losses = table(kept.shape, loss)
+    clipped = [gain_clipped(ratios[b], token(x.advantages, b, t), o) for b, t in kept_at(kept)]
+    return {
+        "loss": losses,
+        "ratio": Array(kept.shape[:1], ratios),
+        "clip_fraction": scalar(mean(clipped) if clipped else mpf(0)),
+    }
+
+
+@formula(
+    "objective.cispo",
+    inputs=POLICY_INPUTS,
+    options={
+        "clip_ratio_low": optional(number(least=0, most=1)),
+        "clip_ratio_high": number(least=0),
+        "cispo_bound": choice("one_plus_eps", "absolute"),
+        **RATIO_OPTIONS,
+    },
+    masked_by="response_mask",
+)
+def objective_cispo(c, x, o):
+    def loss(b, t):
+        if not x.response_mask[b, t]:
+            return mpf(0)
+        ratio = c.exp(log_ratio(c, x, o, (b, t)))
+        raised = ratio if o.clip_ratio_low is None else c.maximum(ratio, 1 - o.clip_ratio_low)
+        upper = o.clip_ratio_high + (1 if o.cispo_bound == "one_plus_eps" else 0)
+        weight = c.stop(c.minimum(raised, upper) * token(x.advantages, b, t))
+        return -weight * x.logp[b, t]
+
+    return {"loss": table(x.logp.shape, loss)}
+
+
+@formula(
+    "objective.gmpo",
+    inputs={**POLICY_INPUTS, "advantages": stops("B")},
+    options={"clip_ratio_low": number(least=0), "clip_ratio_high": number(least=0)},
+    masked_by="response_mask",
+)
+def objective_gmpo(c, x, o):
+    def loss(b):
+        log_ratios = sequence_log_ratios(c, x, b)
+        if not log_ratios:
+            return mpf(0)
+        advantage = c.stop(x.advantages[b])
+        if c.decide(advantage > 0):
+            log_ratios = [c.minimum(d, o.clip_ratio_high) for d in log_ratios]
+        elif c.decide(advantage < 0):
+            log_ratios = [c.maximum(d, -o.clip_ratio_low) for d in log_ratios]
+        else:
+            return mpf(0)
+        return -advantage * c.exp(mean(log_ratios))
+
+    return {"loss": table(x.logp.shape[:1], loss)}
+
+
+@formula(
+    "objective.sapo",
+    inputs=POLICY_INPUTS,
+    options={"tau_pos": number(above=0), "tau_neg": number(above=0), **RATIO_OPTIONS},
+    masked_by="response_mask",
+)
+def objective_sapo(c, x, o):
+    def loss(b, t):
+        if not x.response_mask[b, t]:
+            return mpf(0)
+        advantage = c.stop(token(x.advantages, b, t))
+        if c.decide(advantage == 0):
+            return mpf(0)
+        tau = o.tau_pos if c.decide(advantage > 0) else o.tau_neg
+        ratio = c.exp(log_ratio(c, x, o, (b, t)))
+        return -4 / tau * sigmoid(c, tau * (ratio - 1)) * advantage
+
+    return {"loss": table(x.logp.shape, loss)}
+
+
+def sigmoid(c, x):
+    # Beyond this, e^-x is no number that a machine can hold.
+    if c.decide(x > 10**6):
+        return mpf(1)
+    return 1 / (1 + mp.exp(-x))
+
+
+# rollout --------------------------------------------------------------------------------------------------------------
+
+ROLLOUT_INPUTS = {"logp_old": stops("BT"), "logp_rollout": stops("BT"), "response_mask": mask("BT")}
+
+
+@formula(
+    "rollout.weights",
+    inputs=ROLLOUT_INPUTS,
+    options={
+        "rollout_is": choice("token", "sequence"),
+        "rollout_is_mode": choice("truncate", "mask"),
+        "rollout_is_threshold": number(above=0),
+        "rollout_is_threshold_lower": optional(number(least=0)),
+        "safety_bound": optional(number(above=0)),
+        "batch_normalize": flag,
+    },
+    masked_by="response_mask",
+)
+def rollout_weights(c, x, o):
+    kept, lower, upper = x.response_mask, o.rollout_is_threshold_lower, o.rollout_is_threshold
+    if lower is not None and lower > upper:
+        raise Fault("option", "rollout_is_threshold_lower is above rollout_is_threshold")
+
+    def weight(log_weight):
+        rho = c.exp(c.within(log_weight, o.safety_bound))
+        if o.rollout_is_mode == "truncate":
+            return min(rho if lower is None else max(rho, lower), upper)
+        return rho if rho <= upper and (lower is None or rho >= lower) else mpf(0)
+
+    d = {at: x.logp_old[at] - x.logp_rollout[at] for at in kept_at(kept)}
+    if o.rollout_is == "token":
+        weights = {at: weight(log_weight) for at, log_weight in d.items()}
+        counted = list(weights.values())
+    else:
+        sequences = {b: weight(mp.fsum(d[b, t] for t in tokens_of(kept, b))) for b in {at[0] for at in d}}
+        weights = {at: sequences[at[0]] for at in d}
+        counted = list(sequences.values())
+    if o.batch_normalize and any(counted):
+        weights = {at: value / mean(counted) for at, value in weights.items()}
+    return {"weights": spread(kept, weights)}
+
+
+@formula(
+    "rollout.rejection",
+    inputs=ROLLOUT_INPUTS,
+    options={
+        "rollout_rs_level": choice("token", "seq_sum", "seq_mean", "seq_max"),
+        "rollout_rs_estimator": choice("k1", "k2", "k3"),
+        "rollout_rs_threshold": number(above=0),
+        "rollout_rs_threshold_lower": optional(number(above=0)),
+        "rs_k1_orientation": choice("inverse", "direct"),
+        "safety_bound": optional(number(above=0)),
+    },
+    masked_by="response_mask",
+)
+def rollout_rejection(c, x, o):
+    kept, lower, upper = x.response_mask, o.rollout_rs_threshold_lower, o.rollout_rs_threshold
+    if lower is not None and lower > upper:
+        raise Fault("option", "rollout_rs_threshold_lower is above rollout_rs_threshold")
+    if o.rollout_rs_estimator == "k1":
+        if o.rollout_rs_level == "seq_max":
+            raise Fault("unsupported", "seq_max with k1")
+        if lower is None and upper < 1:
+            raise Fault("option", "rollout_rs_threshold is below 1")
+        least, most = -mp.log(upper) if lower is None else mp.log(lower), mp.log(upper)
+    else:
+        if lower is not None:
+            raise Fault("unsupported", "a lower bound with " + o.rollout_rs_estimator)
+        least, most = -INF, upper
+
+    def divergence(at):
+        d = c.within(x.logp_old[at] - x.logp_rollout[at], o.safety_bound)
+        if o.rollout_rs_estimator == "k1":
+            return -d if o.rs_k1_orientation == "inverse" else d
+        return d * d / 2 if o.rollout_rs_estimator == "k2" else c.exp(d) - 1 - d
+
+    reduce = {"seq_sum": mp.fsum, "seq_mean": mean, "seq_max": max}.get(o.rollout_rs_level)
+    stays = {}
+    for b in range(kept.shape[0]):
+        tokens = [(b, t) for t in tokens_of(kept, b)]
+        statistics = [divergence(at) for at in tokens]
+        if reduce and tokens:
+            statistics = [reduce(statistics)] * len(tokens)
+        stays.update((at, mpf(least <= statistic <= most)) for at, statistic in zip(tokens, statistics))
+    rejected = 1 - mean(stays.values()) if stays else mpf(0)
+    return {"response_mask": spread(kept, stays), "rejected_fraction": scalar(rejected)}
 
 
 # kl -------------------------------------------------------------------------------------------------------------------
@@ -1312,6 +1691,56 @@ def aggregate(loss, kept, o):
     return value * o.dp_size
 
 
+@formula(
+    "aggregate.micro_batches",
+    inputs={"loss": flows("BT"), "response_mask": mask("BT"), "micro_batch": labels("B")},
+    options={**AGGREGATE_OPTIONS, "micro_batch_scaling": choice("whole", "equal", "sequences")},
+    masked_by="response_mask",
+)
+def aggregate_micro_batches(c, x, o):
+    kept = x.response_mask
+    parts, batch = numbered(x.micro_batch), kept.shape[0]
+    counts = {}
+    if o.micro_batch_scaling == "whole" and kept_at(kept):
+        if o.batch_num_tokens is None:
+            counts["batch_num_tokens"] = mpf(len(kept_at(kept)))
+        if o.global_batch_size is None:
+            counts["global_batch_size"] = mpf(len({b for b, _ in kept_at(kept)}))
+
+    def part(members):
+        own = table(kept.shape, lambda b, t: b in members and kept[b, t])
+        value = aggregate(x.loss, own, o.with_(**counts))
+        scale = {"whole": mpf(1), "equal": mpf(1) / len(parts), "sequences": mpf(len(members)) / batch}
+        return value * scale[o.micro_batch_scaling]
+
+    values = [part(members) for members in parts]
+    return {"loss": scalar(mp.fsum(values)), "parts": Array((len(values),), values)}
+
+
+# value ----------------------------------------------------------------------------------------------------------------
+
+
+@formula(
+    "value.clipped",
+    inputs={"values": flows("BT"), "values_old": stops("BT"), "returns": stops("BT"), "response_mask": mask("BT")},
+    options={"cliprange_value": optional(number(above=0)), "half": flag, **AGGREGATE_OPTIONS},
+    masked_by="response_mask",
+)
+def value_clipped(c, x, o):
+    losses, clipped = {}, []
+    for at in kept_at(x.response_mask):
+        value, old, target = x.values[at], c.stop(x.values_old[at]), c.stop(x.returns[at])
+        error = (value - target) ** 2
+        if o.cliprange_value is not None:
+            limited = (c.clip(value, old - o.cliprange_value, old + o.cliprange_value) - target) ** 2
+            clipped.append(c.stop(mpf(limited > error)))
+            error = c.maximum(error, limited)
+        losses[at] = error / 2 if o.half else error
+    fraction = mean(clipped) if clipped else mpf(0)
+    loss = aggregate(losses, x.response_mask, o)
+    return {"loss": scalar(loss), "clip_fraction": scalar(fraction)}
+
+
 # metrics --------------------------------------------------------------------------------------------------------------
 
 
@@ -1320,14 +1749,18 @@ def metrics_policy(c, x, o):
     return policy_metrics(c, x, o)
 
 
+def gain_clipped(ratio, advantage, o):
+    above = ratio > 1 + o.clip_ratio_high and advantage > 0
+    below = ratio < 1 - o.clip_ratio_low and advantage < 0
+    return mpf(above or below)
+
+
 def policy_metrics(c, x, o):
     clipped, lowered, kl, ratios = [], [], [], []
     for b, t in kept_at(x.response_mask):
         d = c.stop(log_ratio(c, x, o, (b, t)))
         ratio, advantage = c.stop(c.exp(d)), c.stop(token(x.advantages, b, t))
-        above = ratio > 1 + o.clip_ratio_high and advantage > 0
-        below = ratio < 1 - o.clip_ratio_low and advantage < 0
-        clipped.append(mpf(above or below))
+        clipped.append(gain_clipped(ratio, advantage, o))
         if o.clip_ratio_c is not None and advantage < 0:
             loss = -clipped_gain(Record(c.finite_range), ratio, advantage, o)
             lowered.append(mpf(-o.clip_ratio_c * advantage < loss))
@@ -1337,6 +1770,87 @@ def policy_metrics(c, x, o):
         ratios.append(ratio)
     means = {"clip_fraction": clipped, "clip_fraction_lower": lowered, "ppo_kl": kl, "ratio_mean": ratios}
     return {key: scalar(mean(values) if values else mpf(0)) for key, values in means.items()}
+
+
+def statistics(values):
+    if not values:
+        return {"mean": mpf(0), "std": mpf(0), "max": mpf(0), "min": mpf(0)}
+    flat = all_equal(values)
+    return {
+        "mean": values[0] if flat else mean(values),
+        "std": mpf(0) if flat else deviation(values, "sample"),
+        "max": max(values),
+        "min": min(values),
+    }
+
+
+@formula("metrics.rewards", inputs={"rewards": data("B")})
+def metrics_rewards(c, x, o):
+    return {key: scalar(value) for key, value in statistics(x.rewards.data).items()}
+
+
+@formula(
+    "metrics.advantages",
+    inputs={
+        "advantages": stops("B|BT"),
+        "advantages_original": stops("B|BT"),
+        "response_mask": mask("BT"),
+        "kept": mask("B", optional=True),
+    },
+    options={"processed_excludes": choice("filtered", "zeros")},
+    masked_by="response_mask",
+)
+def metrics_advantages(c, x, o):
+    tokens = kept_at(x.response_mask)
+    before = statistics([token(x.advantages_original, b, t) for b, t in tokens])
+    if o.processed_excludes == "filtered":
+        after = [token(x.advantages, b, t) for b, t in tokens if x.kept is None or x.kept[b]]
+    else:
+        after = [token(x.advantages, b, t) for b, t in tokens if token(x.advantages, b, t) != 0]
+    outputs = {key: before[key] for key in ("mean", "max", "min")}
+    outputs.update({"processed_" + key: value for key, value in statistics(after).items()})
+    return {key: scalar(value) for key, value in outputs.items()}
+
+
+@formula(
+    "metrics.health",
+    inputs={
+        "kl_divergence": data(""),
+        "ppo_ratio_clipped": data(""),
+        "ppo_ratio_mean": data(""),
+        "advantage_mean": data(""),
+        "advantage_std": data(""),
+    },
+    options={
+        "max_kl_divergence": number(above=0),
+        "max_ppo_ratio_clipped": number(above=0),
+        "near": number(above=0),
+    },
+)
+def metrics_health(c, x, o):
+    rules = {
+        "kl_divergence_ok": x.kl_divergence[()] < o.max_kl_divergence,
+        "ppo_ratio_clipped_ok": x.ppo_ratio_clipped[()] < o.max_ppo_ratio_clipped,
+        "ppo_ratio_mean_ok": abs(x.ppo_ratio_mean[()] - 1) < o.near,
+        "advantage_mean_ok": abs(x.advantage_mean[()]) < o.near,
+        "advantage_std_ok": abs(x.advantage_std[()] - 1) < o.near,
+    }
+    return {key: scalar(mpf(holds)) for key, holds in {"healthy": all(rules.values()), **rules}.items()}
+
+
+@formula("metrics.pass_at_k", inputs={"num_samples": data("B"), "num_correct": data("B")}, options={"k": whole(least=1)})
+def metrics_pass_at_k(c, x, o):
+    def estimate(b):
+        n, correct = x.num_samples[b], x.num_correct[b]
+        if n != int(n) or correct != int(correct) or not 0 <= correct <= n:
+            raise Fault("input", f"{correct} correct of {n}")
+        if n < o.k:
+            raise Fault("group-size", f"{n} samples for k = {o.k}")
+        n, correct = int(n), int(correct)
+        factors = range(n - correct + 1, n + 1)
+        return 1 - mp.fprod(mpf(max(i - o.k, 0)) / i for i in factors)
+
+    return {"pass_at_k": table(x.num_samples.shape, estimate)}
 
 
 # reward ---------------------------------------------------------------------------------------------------------------
