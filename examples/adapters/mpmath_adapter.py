@@ -1625,15 +1625,14 @@ def rollout_rejection(c, x, o):
 # kl -------------------------------------------------------------------------------------------------------------------
 
 
-@formula(
-    "kl.estimate",
-    inputs={"logp": flows("BT"), "logp_ref": stops("BT")},
-    options={
-        "kl_penalty": KL_PENALTY,
-        "input_clamp": optional(number(above=0)),
-        "output_clamp": optional(number(above=0)),
-    },
-)
+KL_OPTIONS = {
+    "kl_penalty": KL_PENALTY,
+    "input_clamp": optional(number(above=0)),
+    "output_clamp": optional(number(above=0)),
+}
+
+
+@formula("kl.estimate", inputs={"logp": flows("BT"), "logp_ref": stops("BT")}, options=KL_OPTIONS)
 def kl_estimate(c, x, o):
     return {"kl": table(x.logp.shape, lambda *at: kl_of_token(c, x.logp[at], x.logp_ref[at], o))}
 
@@ -1652,6 +1651,61 @@ def kl_of_token(c, logp, logp_ref, o):
         estimate = c.exp(-d) + d - 1
     estimate = c.within(estimate, o.output_clamp)
     return c.straight_through(estimate, unclamped**2 / 2) if o.kl_penalty.endswith("+") else estimate
+
+
+@formula(
+    "kl.full",
+    inputs={"logits": flows("BTV", minus_infinity=True), "logits_ref": stops("BTV", minus_infinity=True)},
+)
+def kl_full(c, x, o):
+    def of_token(b, t):
+        tokens = range(x.logits.shape[2])
+        z, z_ref = [x.logits[b, t, v] for v in tokens], [c.stop(x.logits_ref[b, t, v]) for v in tokens]
+        if any(zv != -INF and zv_ref == -INF for zv, zv_ref in zip(z, z_ref)):
+            raise Fault("input", "a token that only the reference rules out")
+        shift, shift_ref = log_sum_exp(z), log_sum_exp(z_ref)
+        terms = [(zv - shift, zv_ref - shift_ref) for zv, zv_ref in zip(z, z_ref) if zv != -INF]
+        return mp.fsum(mp.exp(log_p) * (log_p - log_q) for log_p, log_q in terms)
+
+    return {"kl": table(x.logits.shape[:2], of_token)}
+
+
+@formula(
+    "kl.in_reward",
+    inputs={"scores": data("BT"), "logp": data("BT"), "logp_ref": data("BT"), "response_mask": mask("BT")},
+    options={"kl_coef": number(), **KL_OPTIONS},
+    masked_by="response_mask",
+)
+def kl_in_reward(c, x, o):
+    kept = x.response_mask
+    value_only = o.with_(kl_penalty=o.kl_penalty.removesuffix("+"))
+    kl = {at: kl_of_token(c, x.logp[at], x.logp_ref[at], value_only) for at in kept_at(kept)}
+    rows = [[kl[b, t] for t in tokens_of(kept, b)] for b in range(kept.shape[0])]
+    means = [mean(row) for row in rows if row]
+    return {
+        "rewards": spread(kept, {at: x.scores[at] - o.kl_coef * value for at, value in kl.items()}),
+        "current_kl": scalar(mean(means) if means else mpf(0)),
+    }
+
+
+@formula(
+    "kl.controller",
+    inputs={"kl_coef": data(""), "current_kl": data("", optional=True)},
+    options={
+        "type": choice("fixed", "adaptive"),
+        "target_kl": number(above=0),
+        "horizon": number(above=0),
+        "n_steps": number(above=0),
+    },
+    unread=lambda o: ["current_kl"] * (o.type == "fixed"),
+)
+def kl_controller(c, x, o):
+    if o.type == "fixed":
+        return {"kl_coef": x.kl_coef}
+    if x.current_kl is None:
+        raise Fault("input", "current_kl is needed")
+    error = c.within(x.current_kl[()] / o.target_kl - 1, mpf(1) / 5)
+    return {"kl_coef": scalar(x.kl_coef[()] * (1 + error * o.n_steps / o.horizon))}
 
 
 # aggregate ------------------------------------------------------------------------------------------------------------
@@ -1855,40 +1909,309 @@ def metrics_pass_at_k(c, x, o):
 
 # reward ---------------------------------------------------------------------------------------------------------------
 
-GSM8K_NUMBER = re.compile(r"(?:(?<![^\W_])-\$?)?[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?")
-GSM8K_MARKED = re.compile(r"####[ \t$]*(" + GSM8K_NUMBER.pattern + ")")
+NUMBER = re.compile(r"(?:(?<![^\W_])-\$?)?[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?")
+MARKED_NUMBER = re.compile(r"####[ \t$]*(" + NUMBER.pattern + ")")
+RUN = re.compile(r"-?[0-9.,]+")
+MARKED_RUN = re.compile(r"#### (" + RUN.pattern + ")")
+LONE_NUMBER = re.compile(r"\$?(" + NUMBER.pattern + r")\.?")
+BLANKS = " \t\n\r"
 
 
 @formula(
     "reward.gsm8k",
     inputs={"response": texts("..."), "answer": texts("...")},
-    options={"method": choice("strict", "flexible")},
+    options={
+        "method": choice("strict", "flexible"),
+        "compare": choice("number", "text"),
+        "occurrence": choice("last", "first"),
+        "tail_chars": optional(whole(least=1)),
+    },
 )
 def reward_gsm8k(c, x, o):
     def reward(*at):
-        wanted = marked_number(x.answer[at])
-        wanted = last_number(x.answer[at]) if wanted is None else wanted
-        if wanted is None:
-            raise Fault("input", "an answer without a number")
-        found = marked_number(x.response[at]) if o.method == "strict" else last_number(x.response[at])
-        return mpf(found is not None and found == wanted)
+        wanted = wanted_answer(x.answer[at], o)
+        response = x.response[at] if o.tail_chars is None else x.response[at][-o.tail_chars :]
+        found = marked(response, o) if o.method == "strict" else unmarked(response, o)
+        if not found:
+            return mpf(0)
+        answer = found[-1 if o.occurrence == "last" else 0]
+        if o.compare == "text":
+            return mpf((answer.replace(",", "") if o.method == "strict" else answer) == wanted.replace(",", ""))
+        return mpf(number_value(answer) == number_value(wanted))
 
     return {"reward": table(x.response.shape, reward)}
 
 
-def marked_number(text):
-    # Every place is tried, for a marker of five # begins twice.
-    found = [match for match in (GSM8K_MARKED.match(text, i) for i in range(len(text))) if match]
-    return number_value(found[-1].group(1)) if found else None
+def wanted_answer(text, o):
+    candidates = marked(text, o) or unmarked(text, o)
+    if not any(re.search("[0-9]", candidate) for candidate in candidates):
+        raise Fault("input", "an answer without a number")
+    return candidates[-1]
 
 
-def last_number(text):
-    found = GSM8K_NUMBER.findall(text)
-    return number_value(found[-1]) if found else None
+def marked(text, o):
+    pattern = MARKED_NUMBER if o.compare == "number" else MARKED_RUN
+    # Every place is tried, for in a row of five # a marker begins twice.
+    found = [pattern.match(text, i) for i in range(len(text))]
+    return [match.group(1) for match in found if match]
+
+
+def unmarked(text, o):
+    if o.compare == "number":
+        return NUMBER.findall(text)
+    return [run for run in RUN.findall(text) if run != "."]
 
 
 def number_value(text):
     return Fraction(text.replace("$", "").replace(",", ""))
+
+
+@formula("reward.r1_zero", inputs={"response": texts("..."), "answer": texts("...")})
+def reward_r1_zero(c, x, o):
+    def grade(*at):
+        response = x.response[at]
+        right = x.answer[at].rpartition("####")[2].strip(BLANKS)
+        if not right:
+            raise Fault("input", "an empty answer")
+        if "</think> <answer>" not in response or "</answer>" not in response:
+            return 0, 0
+        found = boxed(response.rpartition("<answer>")[2].partition("</answer>")[0])
+        return 1, int(found is not None and same_answer(found.strip(BLANKS), right))
+
+    grades = [grade(*at) for at in indices(x.response.shape)]
+    formats = Array(x.response.shape, [mpf(form) for form, _ in grades])
+    answers = Array(x.response.shape, [mpf(answer) for _, answer in grades])
+    return {"reward": answers, "format_reward": formats, "answer_reward": answers}
+
+
+def boxed(text):
+    """What the last box holds, None for a broken box, and the text itself without any."""
+    _, box, rest = text.rpartition("\\boxed")
+    if not box:
+        return text
+    if not rest.startswith("{"):
+        return None
+    depth = 0
+    for i, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:i]
+    return None
+
+
+def same_answer(found, right):
+    numbers = [LONE_NUMBER.fullmatch(text) for text in (found, right)]
+    if all(numbers):
+        return number_value(numbers[0].group(1)) == number_value(numbers[1].group(1))
+    return found == right
+
+
+@formula(
+    "reward.overlong",
+    inputs={"lengths": data("B")},
+    options={
+        "max_response_length": number(above=0),
+        "buffer": number(above=0),
+        "penalty_factor": number(least=0),
+        "floor": optional(number(most=0)),
+    },
+)
+def reward_overlong(c, x, o):
+    if o.buffer > o.max_response_length:
+        raise Fault("option", "buffer is above max_response_length")
+
+    def penalty(b):
+        value = min(mpf(0), -(x.lengths[b] - (o.max_response_length - o.buffer)) / o.buffer * o.penalty_factor)
+        return value if o.floor is None else max(value, o.floor)
+
+    return {"penalty": table(x.lengths.shape, penalty)}
+
+
+# sampling -------------------------------------------------------------------------------------------------------------
+
+
+@formula("sampling.repeat", inputs={"index": data("B")}, options={"n": whole(least=1), "interleave": flag})
+def sampling_repeat(c, x, o):
+    batch = len(x.index.data)
+    entries = [x.index[i // o.n if o.interleave else i % batch] for i in range(batch * o.n)]
+    return {"repeated": Array((len(entries),), entries)}
+
+
+@formula(
+    "sampling.dynamic",
+    inputs=REWARDS_OF_GROUPS,
+    options={
+        "rule": choice("differ", "mean_in_range"),
+        "low": number(),
+        "high": number(),
+        "singleton": choice("keep", "drop"),
+    },
+)
+def sampling_dynamic(c, x, o):
+    if o.low >= o.high:
+        raise Fault("option", "low is not below high")
+
+    def keeps(rewards):
+        if o.rule == "mean_in_range":
+            return o.low < (rewards[0] if all_equal(rewards) else mean(rewards)) < o.high
+        return o.singleton == "keep" if len(rewards) == 1 else not all_equal(rewards)
+
+    groups = numbered(x.group)
+    kept = [members for members in groups if keeps([x.rewards[i] for i in members])]
+    keep = by_group(x, lambda members: [mpf(members in kept)] * len(members))
+    return {"keep": keep, "kept_groups": scalar(mpf(len(kept)))}
+
+
+@formula(
+    "sampling.resample",
+    inputs=REWARDS_OF_GROUPS,
+    options={"group_size": whole(least=1), "max_samples": whole(least=1), "tolerance": number(least=0)},
+)
+def sampling_resample(c, x, o):
+    if o.max_samples < o.group_size:
+        raise Fault("option", "max_samples is below group_size")
+    unfinished = []
+
+    def count_as_equal(rewards):
+        return all_equal(rewards) or deviation(rewards, "sample") < o.tolerance
+
+    def of_group(members):
+        rewards = [x.rewards[i] for i in members]
+        taken = 0
+        while taken < o.group_size or (taken < o.max_samples and count_as_equal(rewards[:taken])):
+            if taken == len(rewards):
+                unfinished.append(members)
+                break
+            taken += 1
+        return [mpf(place < taken) for place in range(len(rewards))]
+
+    return {"taken": by_group(x, of_group), "unfinished": scalar(mpf(len(unfinished)))}
+
+
+@formula(
+    "sampling.distribution",
+    inputs={"logits": data("BV", minus_infinity=True)},
+    options={
+        "temperature": number(least=0),
+        "top_k": optional(whole(least=1)),
+        "top_p": optional(number(above=0, most=1)),
+    },
+)
+def sampling_distribution(c, x, o):
+    def row(b):
+        logits = [x.logits[b, v] for v in range(x.logits.shape[1])]
+        ranked = sorted((v for v in range(len(logits)) if logits[v] != -INF), key=lambda v: (-logits[v], v))
+        if not ranked:
+            raise Fault("input", "a row in which every token is ruled out")
+        if o.temperature == 0:
+            ranked = ranked[:1]
+        elif o.top_k is not None:
+            ranked = ranked[: o.top_k]
+        # At temperature 0 one token is left, of whatever weight.
+        weights = [mp.exp((logits[v] - logits[ranked[0]]) / (o.temperature or 1)) for v in ranked]
+        total = mp.fsum(weights)
+        if o.top_p is not None and o.top_p < 1:
+            stays = [i for i in range(len(ranked)) if mp.fsum(weights[:i]) < o.top_p * total]
+            ranked, weights = ranked[: len(stays)], weights[: len(stays)]
+            total = mp.fsum(weights)
+        probs = dict(zip(ranked, (weight / total for weight in weights)))
+        return [probs.get(v, mpf(0)) for v in range(len(logits))]
+
+    return {"probs": Array(x.logits.shape, sum((row(b) for b in range(x.logits.shape[0])), []))}
+
+
+# optim ----------------------------------------------------------------------------------------------------------------
+
+
+def whole_entry(value, least, name):
+    if value != mp.floor(value) or value < least:
+        raise Fault("input", f"{name} is {value}")
+    return int(value)
+
+
+def quotient_of_doubles(a, b):
+    """Division by 0 as doubles have it."""
+    if b != 0:
+        return a / b
+    return NAN if a == 0 else INF * mp.sign(a)
+
+
+@formula(
+    "optim.adamw",
+    inputs={"param": data("..."), "grad": data("..."), "m": data("..."), "v": data("..."), "step": data("")},
+    options={
+        "lr": number(least=0),
+        "beta1": number(least=0, below=1),
+        "beta2": number(least=0, below=1),
+        "eps": number(least=0),
+        "weight_decay": number(least=0),
+    },
+)
+def optim_adamw(c, x, o):
+    step = whole_entry(x.step[()], 1, "step")
+    if any(value < 0 for value in x.v.data):
+        raise Fault("input", "v is negative")
+    m = [o.beta1 * old + (1 - o.beta1) * grad for old, grad in zip(x.m.data, x.grad.data)]
+    v = [o.beta2 * old + (1 - o.beta2) * grad**2 for old, grad in zip(x.v.data, x.grad.data)]
+    updates = [
+        quotient_of_doubles(mean_of / (1 - o.beta1**step), mp.sqrt(square / (1 - o.beta2**step)) + o.eps)
+        for mean_of, square in zip(m, v)
+    ]
+    param = [(1 - o.lr * o.weight_decay) * old - o.lr * update for old, update in zip(x.param.data, updates)]
+    return {key: Array(x.param.shape, values) for key, values in {"param": param, "m": m, "v": v}.items()}
+
+
+@formula(
+    "optim.clip_grad_norm",
+    inputs={"grad": data("...")},
+    options={"max_norm": number(above=0), "eps": number(least=0)},
+)
+def optim_clip_grad_norm(c, x, o):
+    norm = mp.sqrt(mp.fsum(entry**2 for entry in x.grad.data))
+    short = o.max_norm >= norm + o.eps
+    scale = mpf(1) if short else o.max_norm / (norm + o.eps)
+    return {"grad": Array(x.grad.shape, [entry * scale for entry in x.grad.data]), "norm": scalar(norm)}
+
+
+@formula(
+    "optim.lora",
+    inputs={"x": flows("BI"), "w": stops("OI"), "a": flows("RI"), "b": flows("OR")},
+    options={"alpha": number(), "rank": optional(whole())},
+)
+def optim_lora(c, x, o):
+    (batch, width), outputs, rank = x.x.shape, x.w.shape[0], x.a.shape[0]
+    if rank == 0 or o.rank not in (None, rank):
+        raise Fault("option", f"rank is not {rank}, or is 0")
+
+    def y(n, k):
+        frozen = mp.fsum(x.x[n, i] * c.stop(x.w[k, i]) for i in range(width))
+        low = [mp.fsum(x.x[n, i] * x.a[r, i] for i in range(width)) for r in range(rank)]
+        return frozen + o.alpha / rank * mp.fsum(low[r] * x.b[k, r] for r in range(rank))
+
+    return {"y": table((batch, outputs), y)}
+
+
+@formula(
+    "optim.schedule",
+    inputs={"step": data("")},
+    options={
+        "kind": choice("constant", "linear", "cosine"),
+        "warmup_steps": whole(),
+        "total_steps": whole(least=1),
+        "min_ratio": number(least=0, most=1),
+    },
+)
+def optim_schedule(c, x, o):
+    if o.kind != "constant" and o.total_steps < o.warmup_steps:
+        raise Fault("option", "total_steps is below warmup_steps")
+    step = whole_entry(x.step[()], 0, "step")
+    if step < o.warmup_steps:
+        return {"scale": scalar(mpf(step) / o.warmup_steps)}
+    if o.kind == "constant":
+        return {"scale": scalar(mpf(1))}
+    progress = min(mpf(1), mpf(step - o.warmup_steps) / max(1, o.total_steps - o.warmup_steps))
+    course = 1 - progress if o.kind == "linear" else (1 + mp.cospi(progress)) / 2
+    return {"scale": scalar(o.min_ratio + (1 - o.min_ratio) * course)}
 
 
 if __name__ == "__main__":
