@@ -168,9 +168,6 @@ class Record:
         self.exponent = max(self.exponent, int(mp.mag(value)) if mp.isfinite(value) and value else 0)
         return INF if self.finite_range and value > LARGEST else value
 
-    def finite(self, x):
-        return INF * mp.sign(x) if self.finite_range and abs(x) > LARGEST else x
-
 
 # The table ------------------------------------------------------------------------------------------------------------
 
@@ -228,7 +225,7 @@ def number(least=None, above=None, most=None, below=None):
 
 def whole(least=0, most=None):
     def read(value):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        if not is_whole(value):
             raise ValueError("not a whole number")
         if value < least or (most is not None and value > most):
             raise ValueError("out of its domain")
@@ -283,16 +280,20 @@ def formula(name, inputs, options=None, masked_by=None, unread=lambda o: ()):
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+def is_whole(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == math.floor(value)
+
+
 def read_entry(kind, value, name):
     if kind == "text":
         fine = isinstance(value, str)
     elif kind == "label":
-        fine = isinstance(value, str) or (isinstance(value, (int, float)) and value == int(value))
+        fine = isinstance(value, str) or is_whole(value)
     elif kind == "mask":
         fine = isinstance(value, (bool, int, float)) and value in (0, 1)
         value = bool(value) if fine else value
     elif kind == "whole":
-        fine = not isinstance(value, bool) and isinstance(value, (int, float)) and value == int(value)
+        fine = is_whole(value)
         value = int(value) if fine else value
     else:
         value = NON_FINITE.get(value, value) if isinstance(value, str) else value
@@ -314,7 +315,10 @@ def read_inputs(function, options, given):
                 raise Fault("input", f"{name} is missing")
             x[name] = None
             continue
-        shape, entries = given[name]["shape"], given[name]["data"]
+        try:
+            shape, entries = given[name]["shape"], given[name]["data"]
+        except (KeyError, TypeError):
+            raise Fault("input", f"{name} is no array") from None
         if math.prod(shape) != len(entries):
             raise Fault("input", f"{name}: {len(entries)} entries in the shape {shape}")
         x[name] = Array(shape, [read_entry(spec.kind, entry, name) for entry in entries])
@@ -471,7 +475,9 @@ def run(request):
     with_gradients = want is None or any(item.startswith("grad:") for item in want)
     try:
         working = DIGITS if digits is None else max(DIGITS, digits + 20)
-        outputs, gradients = evaluate(name, request["options"], request["inputs"], with_gradients, working)
+        outputs, gradients = evaluate(
+            name, request.get("options", {}), request.get("inputs", {}), with_gradients, working
+        )
     except Fault as fault:
         return {"error": {"kind": fault.kind, "message": str(fault)}}
     answers = {**outputs, **{"grad:" + key: value for key, value in gradients.items()}}
@@ -575,7 +581,9 @@ def check_case(name, case, tallies):
 def check(folder):
     """One line a formula: worst bits of values and gradients, how many entries only their bound explains, and the
     largest error of the fixture in parts of its bound."""
-    print(f"{'formula':<32}{'cases':>6}{'errors':>7}  {'values: bits, conditioning, of bound':<38}{'gradients':<38}wrong")
+    print(
+        f"{'formula':<32}{'cases':>6}{'errors':>7}  {'values: bits, conditioning, of bound':<38}{'gradients':<38}wrong"
+    )
     failed, covered = 0, set()
     for path in sorted(Path(folder).glob("*/*.json")):
         fixture = json.loads(path.read_text())
@@ -595,7 +603,9 @@ def check(folder):
         for tally in (tallies["outputs"], tallies["gradients"]):
             bits = "none" if not tally.entries else "exact" if tally.worst == math.inf else f"{tally.worst:.1f}"
             columns.append(f"{bits:>6} {tally.exact}/{tally.entries} exact, {tally.conditioning}, {tally.share:.2f}")
-        print(f"{name:<32}{len(fixture['cases']):>6}{tallies['errors']:>7}  {columns[0]:<38}{columns[1]:<38}{len(wrong)}")
+        print(
+            f"{name:<32}{len(fixture['cases']):>6}{tallies['errors']:>7}  {columns[0]:<38}{columns[1]:<38}{len(wrong)}"
+        )
         for complaint in wrong:
             print("    " + complaint)
         failed += len(wrong)
@@ -1892,7 +1902,9 @@ def metrics_health(c, x, o):
     return {key: scalar(mpf(holds)) for key, holds in {"healthy": all(rules.values()), **rules}.items()}
 
 
-@formula("metrics.pass_at_k", inputs={"num_samples": data("B"), "num_correct": data("B")}, options={"k": whole(least=1)})
+@formula(
+    "metrics.pass_at_k", inputs={"num_samples": data("B"), "num_correct": data("B")}, options={"k": whole(least=1)}
+)
 def metrics_pass_at_k(c, x, o):
     def estimate(b):
         n, correct = x.num_samples[b], x.num_correct[b]
@@ -2117,7 +2129,7 @@ def sampling_distribution(c, x, o):
         probs = dict(zip(ranked, (weight / total for weight in weights)))
         return [probs.get(v, mpf(0)) for v in range(len(logits))]
 
-    return {"probs": Array(x.logits.shape, sum((row(b) for b in range(x.logits.shape[0])), []))}
+    return {"probs": Array(x.logits.shape, [prob for b in range(x.logits.shape[0]) for prob in row(b)])}
 
 
 # optim ----------------------------------------------------------------------------------------------------------------
