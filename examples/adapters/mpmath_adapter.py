@@ -134,9 +134,8 @@ class Record:
 
     def straight_through(self, value, gradient_of):
         """The value of the one, the gradient of the other."""
-        if not mp.isfinite(value):
-            return self.stop(value)
-        return self.stop(value - gradient_of) + gradient_of
+        # Their difference is taken only where the digits are plenty.
+        return value if self.finite_range else self.stop(value - gradient_of) + gradient_of
 
     def minimum(self, first, second):
         if mp.isnan(first) or mp.isnan(second):
