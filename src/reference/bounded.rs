@@ -48,6 +48,18 @@ impl Bounded {
         Self { value, error: if is_below { error + UNDERFLOW } else { error }, margin }
     }
 
+    /// What came out of an infinity and is none itself: nothing is certain about it at any precision.
+    fn unless_lost(self, left: Self, right: Self) -> Self {
+        let from_infinity = left.value.is_infinite() || right.value.is_infinite();
+        let is_lost = self.value.is_nan() || (from_infinity && self.value.is_finite());
+        if is_lost { Self { value: self.value, error: 0.0, margin: 0.0 } } else { self }
+    }
+
+    /// A product or quotient of numbers that are not 0, and yet is: it fell below the range.
+    fn unless_vanished(self, of_nonzero: bool) -> Self {
+        Self { error: if of_nonzero && self.value == 0.0 { self.error + UNDERFLOW } else { self.error }, ..self }
+    }
+
     /// Both comparisons must hold: the margin of whatever depends on `self` and on being away from zero.
     fn margin_from_zero(self) -> f64 {
         self.margin.min(separation(self, Self::exact(0.0)))
@@ -75,7 +87,11 @@ impl Bounded {
 fn separation(left: Bounded, right: Bounded) -> f64 {
     let error = left.error + right.error;
     // Exact numbers compare exactly, even when they are equal.
-    if error == 0.0 { f64::INFINITY } else { (left.value - right.value).abs() / error }
+    if error == 0.0 {
+        return f64::INFINITY;
+    }
+    let separation = (left.value - right.value).abs() / error;
+    if separation.is_nan() { 0.0 } else { separation }
 }
 
 impl Add for Bounded {
@@ -84,6 +100,7 @@ impl Add for Bounded {
         let value = self.value + other.value;
         let rounding = if self.is_exact_zero() || other.is_exact_zero() { 0.0 } else { value.abs() };
         Self::new(value, self.error + other.error + rounding, self.margin.min(other.margin))
+            .unless_lost(self, other)
     }
 }
 
@@ -101,6 +118,8 @@ impl Mul for Bounded {
         let rounding = if self.is_power_of_two() || other.is_power_of_two() { 0.0 } else { value.abs() };
         let inherited = self.value.abs() * other.error + other.value.abs() * self.error;
         Self::new(value, inherited + rounding, self.margin.min(other.margin))
+            .unless_lost(self, other)
+            .unless_vanished(self.value != 0.0 && other.value != 0.0)
     }
 }
 
@@ -111,6 +130,8 @@ impl Div for Bounded {
         let rounding = if other.is_power_of_two() { 0.0 } else { value.abs() };
         let inherited = (self.error + value.abs() * other.error) / other.value.abs();
         Self::new(value, inherited + rounding, self.margin.min(other.margin_from_zero()))
+            .unless_lost(self, other)
+            .unless_vanished(self.value != 0.0)
     }
 }
 
@@ -139,7 +160,7 @@ impl Real for Bounded {
         }
         // exp of common libraries is good to one unit in the last place: two units of roundoff.
         let margin = if self.error == 0.0 { self.margin } else { self.margin.min(1.0 / self.error) };
-        Self::new(value, value * (self.error + 2.0), margin)
+        Self::new(value, value * (self.error + 2.0), margin).unless_vanished(self.value.is_finite())
     }
 
     fn ln(self) -> Self {
