@@ -5,6 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use chrono::Utc;
+use ndarray::Array1;
+use ndarray_stats::Quantile1dExt;
+use ndarray_stats::interpolate::Higher;
+use noisy_float::types::n64;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -29,6 +33,10 @@ pub struct StepLine {
     pub groups_differing: f64,
     /// The mean number of response tokens.
     pub response_length_mean: f64,
+    /// The number of tokens that half of the responses do not exceed.
+    pub response_length_median: usize,
+    /// The number of tokens that 95 % of the responses do not exceed.
+    pub response_length_p95: usize,
     /// The largest number of response tokens.
     pub response_length_max: usize,
     /// The share of responses that ended by themselves, not at the length limit.
@@ -55,6 +63,10 @@ impl StepLine {
         let groups = rewards.view([-1, rollout.n as i64]);
         let differing = groups.amax(1i64, false).ne_tensor(&groups.amin(1i64, false));
         let (rows, tokens) = (rollout.lengths.len() as f64, rollout.lengths.iter().sum::<usize>() as f64);
+        let mut lengths = Array1::from(rollout.lengths.clone());
+        let quantile = |lengths: &mut Array1<usize>, q: f64| {
+            lengths.quantile_mut(n64(q), &Higher).unwrap_or(0) // no responses have no quantiles
+        };
         Self {
             step,
             reward_mean: mean(rewards),
@@ -62,6 +74,8 @@ impl StepLine {
             accuracy_flexible: mean(&flexible.gt(0.0)),
             groups_differing: mean(&differing),
             response_length_mean: tokens / rows,
+            response_length_median: quantile(&mut lengths, 0.5),
+            response_length_p95: quantile(&mut lengths, 0.95),
             response_length_max: rollout.lengths.iter().copied().max().unwrap_or(0),
             stopped: rollout.stopped.iter().filter(|&&stopped| stopped).count() as f64 / rows,
             rollout_tokens_per_s: rollout.tokens_per_s(),

@@ -424,6 +424,8 @@ fn a_short_run_leaves_a_whole_record() {
         "ratio_mean",
         "grad_norm",
         "response_length_mean",
+        "response_length_median",
+        "response_length_p95",
         "response_length_max",
         "entropy",
         "rollout_tokens_per_s",

@@ -2,7 +2,8 @@
 
 use grpo_oracle::options::{Ddof, MaskedMean, MaskedNormalize, MaskedSum, MaskedVariance, Whiten, WhitenEps};
 use grpo_oracle::reference::mask;
-use ndarray::{Array2, ArrayD, Axis, array};
+use ndarray::{Array1, Array2, ArrayD, Axis, array};
+use ndarray_stats::SummaryStatisticsExt;
 
 use super::{Unit, hold};
 
@@ -48,6 +49,17 @@ fn the_variance_is_that_of_the_differences() {
         (variance - squares / (2.0 * n * (n - ddof))).abs() < 1e-12
     }
     hold(law as fn(Vec<(Unit, bool)>, bool) -> bool);
+}
+
+#[test]
+fn the_variance_is_the_second_central_moment() {
+    fn law(entries: Vec<(Unit, bool)>) -> bool {
+        let (values, mask) = arrays(&entries);
+        let Ok(variance) = mask::variance(&values, &mask, &MaskedVariance::openrlhf()) else { return true };
+        let moment = Array1::from(kept(&entries)).central_moment(2).expect("numbers");
+        (variance - moment).abs() < 1e-12
+    }
+    hold(law as fn(Vec<(Unit, bool)>) -> bool);
 }
 
 #[test]
