@@ -53,10 +53,6 @@ impl Bounded {
         self.margin.min(separation(self, Self::exact(0.0)))
     }
 
-    fn is_exact_zero(self) -> bool {
-        self.value == 0.0 && self.error == 0.0
-    }
-
     /// An exact power of two, by which scaling does not round.
     fn is_power_of_two(self) -> bool {
         self.error == 0.0 && self.value.is_normal() && self.value.to_bits().trailing_zeros() >= 52
@@ -100,7 +96,9 @@ impl Mul for Bounded {
         let value = self.value * other.value;
         let rounding = if self.is_power_of_two() || other.is_power_of_two() { 0.0 } else { value.abs() };
         let inherited = self.value.abs() * other.error + other.value.abs() * self.error;
-        Self::new(value, inherited + rounding, self.margin.min(other.margin))
+        // Of two zeros that rounding may have moved, the product is moved to second order only, but it is not exact.
+        let second_order = if value == 0.0 { self.error * other.error * COARSEST } else { 0.0 };
+        Self::new(value, inherited + second_order + rounding, self.margin.min(other.margin))
     }
 }
 
@@ -132,9 +130,13 @@ impl Real for Bounded {
         self.value
     }
 
+    fn is_exact_zero(self) -> bool {
+        self.value == 0.0 && self.error == 0.0
+    }
+
     fn exp(self) -> Self {
         let value = self.value.exp();
-        if self.value == 0.0 && self.error == 0.0 {
+        if self.is_exact_zero() {
             return Self::new(1.0, 0.0, self.margin);
         }
         // exp of common libraries is good to one unit in the last place: two units of roundoff.
@@ -155,7 +157,7 @@ impl Real for Bounded {
 
     fn cos(self) -> Self {
         let value = self.value.cos();
-        if self.value == 0.0 && self.error == 0.0 {
+        if self.is_exact_zero() {
             return Self::new(1.0, 0.0, self.margin);
         }
         Self::new(value, self.error * self.value.sin().abs() + 2.0 * value.abs(), self.margin)
