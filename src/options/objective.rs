@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Aggregate, KlEstimate, KlPenalty, Ratio, finite, not_negative, positive, share};
+use super::{
+    Aggregate, KlEstimate, KlPenalty, Ratio, finite, not_negative, positive, positive_or_null, share,
+};
 use crate::{Error, Result};
 
 /// Options of `objective.clip`.
@@ -245,7 +247,7 @@ impl Gspo {
     /// `option` if a bound is outside its domain.
     pub fn check(&self) -> Result<()> {
         self.clip().check()?;
-        self.log_ratio_max.map_or(Ok(()), |max| positive("log_ratio_max", max))
+        positive_or_null("log_ratio_max", self.log_ratio_max)
     }
 }
 
