@@ -262,9 +262,7 @@ fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()
             }
             _ => true,
         };
-        let vocabulary = array.shape.last().copied().unwrap_or(1).max(1);
-        let is_empty = |logits: &[f64]| logits.iter().all(|&logit| logit == f64::NEG_INFINITY);
-        if is_logit && let Some(position) = data.chunks(vocabulary).position(is_empty) {
+        if is_logit && let Some(position) = all_ruled_out(&array.shape, data) {
             return Err(Error::input(input.name, format!("rules out every token at position {position}")));
         }
         let is_fine = |value: f64| value.is_finite() || (is_logit && value == f64::NEG_INFINITY);
@@ -279,6 +277,15 @@ fn check_finite<R: Real>(formula: &Formula<R>, question: &Question) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The first position whose logits rule out every token; without a vocabulary, any position does.
+fn all_ruled_out(shape: &[usize], logits: &[f64]) -> Option<usize> {
+    let (&vocabulary, positions) = shape.split_last()?;
+    if vocabulary == 0 {
+        return (!positions.contains(&0)).then_some(0);
+    }
+    logits.chunks(vocabulary).position(|logits| logits.iter().all(|&logit| logit == f64::NEG_INFINITY))
 }
 
 /// The libtorch implementation's answer.

@@ -119,6 +119,13 @@ impl Array {
                 format!("has {} entries, which is not its shape {shape:?}", data.len()),
             ));
         }
+        // An array without entries may still claim axes that an output would have to be as long as.
+        let longest = shape.iter().filter(|&&axis| axis > 0).try_fold(1_usize, |product, &axis| {
+            product.checked_mul(axis).filter(|&product| product <= 1 << 32)
+        });
+        if longest.is_none() {
+            return Err(Error::input(name, format!("has the shape {shape:?}, whose axes are too long")));
+        }
         let entries: Vec<&Value> = data.iter().collect();
         Ok(Self { data: parse(name, kind, &entries)?, shape })
     }

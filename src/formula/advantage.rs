@@ -12,9 +12,9 @@ use crate::options::{
 use crate::reference::{self, Real};
 use crate::value::Kind;
 
-const REWARDS: Input = Input::data("rewards", Kind::Real, &["B"], Role::Reward);
+pub(super) const REWARDS: Input = Input::data("rewards", Kind::Real, &["B"], Role::Reward);
 const TOKEN_REWARDS: Input = Input::data("rewards", Kind::Real, &["B", "T"], Role::Reward);
-const GROUP: Input = Input::data("group", Kind::Label, &["B"], Role::Group);
+pub(super) const GROUP: Input = Input::data("group", Kind::Label, &["B"], Role::Group);
 const RESPONSE_MASK: Input = Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask);
 
 const ADVANTAGES: Output = Output::new("advantages", &["B"]);
@@ -29,23 +29,23 @@ const STD: OptionField = OptionField::new(
 );
 const EPS: OptionField =
     OptionField::new("eps", "at least 0", "[1e-6, 1e-4, 1e-8, 0.0, 0.25]", "the small number");
-const LONE_MEMBER: OptionField = OptionField::new(
+pub(super) const LONE_MEMBER: OptionField = OptionField::new(
     "singleton",
     "raw, zero, error",
     r#"["raw", "zero", "error"]"#,
     "what a group of one gets: its reward, 0, or an error",
 );
-const WHITEN: OptionField = OptionField::new(
+pub(super) const WHITEN: OptionField = OptionField::new(
     "whiten",
     "true, false",
     "[true, false]",
     "whether the advantages are whitened over the kept tokens",
 );
-const WHITEN_DDOF: OptionField =
+pub(super) const WHITEN_DDOF: OptionField =
     OptionField::new("whiten_ddof", "0, 1", "[0, 1]", "the variance's divisor is the number kept less this");
-const WHITEN_EPS: OptionField =
+pub(super) const WHITEN_EPS: OptionField =
     OptionField::new("whiten_eps", "at least 0", "[1e-8, 0.0, 0.25]", "the small number under the root");
-const WHITEN_EPS_MODE: OptionField = OptionField::new(
+pub(super) const WHITEN_EPS_MODE: OptionField = OptionField::new(
     "whiten_eps_mode",
     "add, clamp",
     r#"["add", "clamp"]"#,

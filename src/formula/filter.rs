@@ -2,12 +2,12 @@
 
 use ndarray::Ix1;
 
-use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields};
+use super::advantage::{GROUP, LONE_MEMBER, REWARDS};
+use super::{Formula, OptionField, Output, Outputs, Rival, fields};
 use crate::Result;
 use crate::arguments::Args;
 use crate::options::Filter;
 use crate::reference::{self, Real};
-use crate::value::Kind;
 
 impl<R: Real> Formula<R> {
     pub(super) const FILTER: &'static [Self] = &[Self {
@@ -25,10 +25,7 @@ impl<R: Real> Formula<R> {
             "filter.estimator",
             "filter.loss-mask",
         ],
-        inputs: &[
-            Input::data("rewards", Kind::Real, &["B"], Role::Reward),
-            Input::data("group", Kind::Label, &["B"], Role::Group),
-        ],
+        inputs: &[REWARDS, GROUP],
         options: &[
             OptionField::new(
                 "keep_pos_ratio",
@@ -54,12 +51,7 @@ impl<R: Real> Formula<R> {
                 "[1e-6, 1e-8, 0.0, 0.25]",
                 "a group with a smaller std gets 0; nothing is added",
             ),
-            OptionField::new(
-                "singleton",
-                "raw, zero, error",
-                r#"["raw", "zero", "error"]"#,
-                "what a group of one has for an advantage: its reward, 0, or an error",
-            ),
+            LONE_MEMBER,
             OptionField::new(
                 "adv_estimator",
                 "grpo",

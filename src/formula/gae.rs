@@ -2,6 +2,7 @@
 
 use ndarray::Ix2;
 
+use super::advantage::{WHITEN, WHITEN_DDOF, WHITEN_EPS, WHITEN_EPS_MODE};
 use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields};
 use crate::Result;
 use crate::arguments::Args;
@@ -49,20 +50,10 @@ impl<R: Real> Formula<R> {
                 GAMMA,
                 MASK_MODE,
                 OptionField::new("lam", "in [0, 1]", "[1.0, 0.95, 0.0]", "the decay of later differences"),
-                OptionField::new("whiten", "true, false", "[false, true]", "whether advantages are whitened"),
-                OptionField::new("whiten_ddof", "0, 1", "[0, 1]", "the variance's divisor: n or n - 1"),
-                OptionField::new(
-                    "whiten_eps",
-                    "at least 0",
-                    "[1e-8, 0.0, 0.25]",
-                    "the small number under the root",
-                ),
-                OptionField::new(
-                    "whiten_eps_mode",
-                    "add, clamp",
-                    r#"["add", "clamp"]"#,
-                    "added to the variance, or the least that the variance is",
-                ),
+                WHITEN,
+                WHITEN_DDOF,
+                WHITEN_EPS,
+                WHITEN_EPS_MODE,
             ],
             defaults: || fields(&Gae::eq16(1.0, 1.0)),
             outputs: &[Output::new("advantages", &["B", "T"]), Output::new("returns", &["B", "T"])],

@@ -3,7 +3,8 @@
 use ndarray::{Ix0, Ix1, Ix2};
 use serde_json::Map;
 
-use super::objective::{CLIP_INPUTS, CLIP_OPTIONS, CLIP_RIVALS};
+use super::advantage::REWARDS;
+use super::objective::{ADVANTAGES, CLIP_OPTIONS, CLIP_RIVALS, LOGP_OLD, RESPONSE_MASK};
 use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields, scalar};
 use crate::Result;
 use crate::arguments::Args;
@@ -25,7 +26,7 @@ impl<R: Real> Formula<R> {
                 "metrics.ppo-kl",
                 "metrics.ratio-mean",
             ],
-            inputs: CLIP_INPUTS,
+            inputs: &[Input::constant("logp", &["B", "T"], Role::Logp), LOGP_OLD, ADVANTAGES, RESPONSE_MASK],
             options: CLIP_OPTIONS,
             defaults: || fields(&Clip::eq29()),
             outputs: &[
@@ -44,7 +45,7 @@ impl<R: Real> Formula<R> {
             summary: "mean, sample standard deviation, largest and smallest of the rewards",
             source: "verl 0.9.1 compute_data_metrics; 003_grpo_trainer_guide.md",
             clauses: &["metrics.rewards", "metrics.statistics"],
-            inputs: &[Input::data("rewards", Kind::Real, &["B"], Role::Reward)],
+            inputs: &[REWARDS],
             options: &[],
             defaults: Map::new,
             outputs: &[
@@ -70,9 +71,9 @@ impl<R: Real> Formula<R> {
                 "metrics.statistics",
             ],
             inputs: &[
-                Input::constant("advantages", &["B", "T"], Role::Advantage),
+                ADVANTAGES,
                 Input::constant("advantages_original", &["B", "T"], Role::Advantage),
-                Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
+                RESPONSE_MASK,
                 Input::data("kept", Kind::Mask, &["B"], Role::Mask).optional(),
             ],
             options: &[OptionField::new(

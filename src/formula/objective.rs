@@ -18,10 +18,7 @@ impl<R: Real> Formula<R> {
             summary: "loss_t = -A_t logp_t",
             source: "CS336 assignment 5, compute_naive_policy_gradient_loss; 002_cs336_notes.md",
             clauses: &["objective.policy-gradient", "objective.policy-gradient.stop"],
-            inputs: &[
-                Input::differentiable("logp", &["B", "T"], Role::Logp),
-                Input::constant("advantages", &["B", "T"], Role::Advantage),
-            ],
+            inputs: &[LOGP, ADVANTAGES],
             options: &[],
             defaults: Map::new,
             outputs: &[Output::new("loss", &["B", "T"])],
@@ -36,7 +33,7 @@ impl<R: Real> Formula<R> {
             source: "CS336 assignment 5, policy-gradient baselines; 002_cs336_notes.md",
             clauses: &["objective.reinforce-with-baseline", "objective.reinforce-with-baseline.stop"],
             inputs: &[
-                Input::differentiable("logp", &["B", "T"], Role::Logp),
+                LOGP,
                 Input::constant("rewards", &["B"], Role::Reward),
                 Input::constant("baselines", &["B"], Role::Reward),
             ],
@@ -53,11 +50,7 @@ impl<R: Real> Formula<R> {
             summary: "loss_t = -exp(clamp(logp_t - logp_old_t)) A_t",
             source: "CS336 assignment 5, Eq. 27; 002_cs336_notes.md",
             clauses: &["objective.off-policy", "objective.off-policy.stop", "logprob.ratio.clamp"],
-            inputs: &[
-                Input::differentiable("logp", &["B", "T"], Role::Logp),
-                Input::constant("logp_old", &["B", "T"], Role::LogpOther),
-                Input::constant("advantages", &["B", "T"], Role::Advantage),
-            ],
+            inputs: &[LOGP, LOGP_OLD, ADVANTAGES],
             options: &[LOG_RATIO_CLAMP],
             defaults: || fields(&Ratio::unclamped()),
             outputs: &[Output::new("loss", &["B", "T"])],
@@ -114,11 +107,11 @@ impl<R: Real> Formula<R> {
                 "objective.actor-loss.endpoints",
             ],
             inputs: &[
-                Input::differentiable("logp", &["B", "T"], Role::Logp),
-                Input::constant("logp_old", &["B", "T"], Role::LogpOther),
+                LOGP,
+                LOGP_OLD,
                 Input::constant("logp_ref", &["B", "T"], Role::LogpOther).unless_zero("kl_loss_coef"),
-                Input::constant("advantages", &["B", "T"], Role::Advantage),
-                Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
+                ADVANTAGES,
+                RESPONSE_MASK,
                 Input::data("group_endpoints", Kind::Mask, &["B", "T"], Role::Mask).optional(),
                 Input::differentiable("entropy", &["B", "T"], Role::Number).unless_zero("entropy_coeff"),
             ],
@@ -159,11 +152,10 @@ impl<R: Real> Formula<R> {
                 "objective.clip.edge",
             ],
             inputs: &[
-                Input::differentiable("logp", &["B", "T"], Role::Logp),
-                Input::constant("logp_old", &["B", "T"], Role::LogpOther).when("loss_type", &["grpo_clip"]),
+                LOGP,
+                LOGP_OLD.when("loss_type", &["grpo_clip"]),
                 Input::constant("raw_rewards", &["B"], Role::Reward).when("loss_type", &["no_baseline"]),
-                Input::constant("advantages", &["B", "T"], Role::Advantage)
-                    .when("loss_type", &["reinforce_with_baseline", "grpo_clip"]),
+                ADVANTAGES.when("loss_type", &["reinforce_with_baseline", "grpo_clip"]),
             ],
             options: &[
                 OptionField::new(
@@ -291,12 +283,7 @@ impl<R: Real> Formula<R> {
                 "objective.gmpo.stop",
                 "objective.gmpo.empty",
             ],
-            inputs: &[
-                Input::differentiable("logp", &["B", "T"], Role::Logp),
-                Input::constant("logp_old", &["B", "T"], Role::LogpOther),
-                Input::constant("advantages", &["B"], Role::Advantage),
-                Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
-            ],
+            inputs: &[LOGP, LOGP_OLD, Input::constant("advantages", &["B"], Role::Advantage), RESPONSE_MASK],
             options: &[
                 OptionField::new(
                     "clip_ratio_low",
@@ -366,12 +353,11 @@ impl<R: Real> Formula<R> {
     ];
 }
 
-pub(super) const CLIP_INPUTS: &[Input] = &[
-    Input::differentiable("logp", &["B", "T"], Role::Logp),
-    Input::constant("logp_old", &["B", "T"], Role::LogpOther),
-    Input::constant("advantages", &["B", "T"], Role::Advantage),
-    Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask),
-];
+const LOGP: Input = Input::differentiable("logp", &["B", "T"], Role::Logp);
+pub(super) const LOGP_OLD: Input = Input::constant("logp_old", &["B", "T"], Role::LogpOther);
+pub(super) const ADVANTAGES: Input = Input::constant("advantages", &["B", "T"], Role::Advantage);
+pub(super) const RESPONSE_MASK: Input = Input::data("response_mask", Kind::Mask, &["B", "T"], Role::Mask);
+pub(super) const CLIP_INPUTS: &[Input] = &[LOGP, LOGP_OLD, ADVANTAGES, RESPONSE_MASK];
 
 pub(super) const CLIP_OPTIONS: &[OptionField] =
     &[CLIP_RATIO_LOW, CLIP_RATIO_HIGH, CLIP_RATIO_C, LOG_RATIO_CLAMP];

@@ -2,6 +2,7 @@
 
 use ndarray::{Ix1, Ix2};
 
+use super::advantage::{GROUP, REWARDS};
 use super::{Formula, Input, OptionField, Output, Outputs, Rival, Role, fields, scalar};
 use crate::Result;
 use crate::arguments::Args;
@@ -18,7 +19,7 @@ impl<R: Real> Formula<R> {
             clauses: &["sampling.repeat", "sampling.repeat.interleave"],
             inputs: &[Input::data("index", Kind::Real, &["B"], Role::Count)],
             options: &[
-                OptionField::new("n", "at least 1", "[1, 2, 4]", "how often each prompt is answered"),
+                OptionField::new("n", "from 1 to 65536", "[1, 2, 4]", "how often each prompt is answered"),
                 OptionField::new(
                     "interleave",
                     "true, false",
@@ -46,10 +47,7 @@ impl<R: Real> Formula<R> {
                 "sampling.dynamic.differ",
                 "sampling.dynamic.mean-in-range",
             ],
-            inputs: &[
-                Input::data("rewards", Kind::Real, &["B"], Role::Reward),
-                Input::data("group", Kind::Label, &["B"], Role::Group),
-            ],
+            inputs: &[REWARDS, GROUP],
             options: &[
                 OptionField::new(
                     "rule",
@@ -88,10 +86,7 @@ impl<R: Real> Formula<R> {
                 "sampling.resample.groups",
                 "sampling.resample.unfinished",
             ],
-            inputs: &[
-                Input::data("rewards", Kind::Real, &["B"], Role::Reward),
-                Input::data("group", Kind::Label, &["B"], Role::Group),
-            ],
+            inputs: &[REWARDS, GROUP],
             options: &[
                 OptionField::new("group_size", "at least 1", "[4, 1, 2]", "taken in any case"),
                 OptionField::new(

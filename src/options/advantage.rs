@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ddof, Whiten, WhitenEps, not_negative, positive};
-use crate::{Error, Result};
+use super::{Ddof, Whiten, WhitenEps, not_negative, positive, share};
+use crate::Result;
 
 /// Which standard deviation divides a group's centred rewards (clause `advantage.group-norm.std`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +160,16 @@ pub enum LoneMember {
     Error,
 }
 
+impl From<LoneMember> for Singleton {
+    fn from(singleton: LoneMember) -> Self {
+        match singleton {
+            LoneMember::Raw => Self::Raw,
+            LoneMember::Zero => Self::Zero,
+            LoneMember::Error => Self::Error,
+        }
+    }
+}
+
 /// Options of `advantage.rloo`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rloo {
@@ -213,6 +223,11 @@ impl WhitenAdvantages {
         }
     }
 
+    /// Not whitened; the other options are then without effect.
+    pub fn off() -> Self {
+        Self { whiten: false, ..Self::with(&Whiten::verl()) }
+    }
+
     /// The options of `mask.whiten`.
     pub fn options(&self) -> Whiten {
         Whiten {
@@ -223,7 +238,7 @@ impl WhitenAdvantages {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         not_negative("whiten_eps", self.whiten_eps)
     }
 }
@@ -256,9 +271,7 @@ impl ReinforcePlusPlus {
     /// # Errors
     /// `option` if gamma is outside [0, 1] or the whitening's eps negative.
     pub fn check(&self) -> Result<()> {
-        if !(0.0..=1.0).contains(&self.gamma) {
-            return Err(Error::option("gamma", format!("{} is not in [0, 1]", self.gamma)));
-        }
+        share("gamma", self.gamma)?;
         self.whiten.check()
     }
 }
@@ -286,8 +299,7 @@ impl ReinforcePlusPlusBaseline {
 
     /// slime without `--normalize-advantages`: nothing is whitened.
     pub fn slime() -> Self {
-        let whiten = WhitenAdvantages { whiten: false, ..Self::verl().whiten };
-        Self { singleton: LoneMember::Zero, whiten }
+        Self { singleton: LoneMember::Zero, whiten: WhitenAdvantages::off() }
     }
 
     /// The error of an option outside its domain, if any.

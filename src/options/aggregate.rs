@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::positive;
+use super::positive_or_null;
 use crate::Result;
 
 /// How per-token losses become one number (clauses `aggregate.*`).
@@ -75,7 +75,7 @@ impl Aggregate {
             ("global_batch_size", self.global_batch_size),
             ("dp_size", Some(self.dp_size)),
         ] {
-            count.map_or(Ok(()), |count| positive(name, count))?;
+            positive_or_null(name, count)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpsMode, GroupNorm, Singleton, not_negative, share};
+use super::{EpsMode, GroupNorm, LoneMember, not_negative, share};
 use crate::{Error, Result};
 
 /// The estimator whose advantages are filtered (clause `filter.estimator`).
@@ -32,8 +32,8 @@ pub struct Filter {
     pub compute_new_adv: bool,
     /// A group whose standard deviation is below it gets 0; not negative.
     pub eps: f64,
-    /// What the only member of a group has for an advantage; not `UnitStd`, which would need an eps to add.
-    pub singleton: Singleton,
+    /// What the only member of a group has for an advantage.
+    pub singleton: LoneMember,
     /// The estimator; any but `Grpo` is refused.
     pub adv_estimator: AdvEstimator,
 }
@@ -46,14 +46,14 @@ impl Filter {
             keep_neg_ratio: 1.0,
             compute_new_adv: false,
             eps: 1e-6,
-            singleton: Singleton::Raw,
+            singleton: LoneMember::Raw,
             adv_estimator: AdvEstimator::Grpo,
         }
     }
 
     /// The code behind the guide: it refuses a group of one.
     pub fn published() -> Self {
-        Self { singleton: Singleton::Error, ..Self::guide() }
+        Self { singleton: LoneMember::Error, ..Self::guide() }
     }
 
     /// The guide's recommendation: half of the negative, 70 % of the positive samples, normalised again.
@@ -71,7 +71,7 @@ impl Filter {
         GroupNorm {
             eps: self.eps,
             eps_mode: EpsMode::Threshold,
-            singleton: self.singleton,
+            singleton: self.singleton.into(),
             ..GroupNorm::eq28()
         }
     }
@@ -84,9 +84,6 @@ impl Filter {
         share("keep_pos_ratio", self.keep_pos_ratio)?;
         share("keep_neg_ratio", self.keep_neg_ratio)?;
         not_negative("eps", self.eps)?;
-        if self.singleton == Singleton::UnitStd {
-            return Err(Error::option("singleton", "cannot be unit_std here; it takes raw, zero, error"));
-        }
         if self.adv_estimator == AdvEstimator::Grpo {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ddof, Whiten, WhitenEps, share};
+use super::{Whiten, WhitenAdvantages, share};
 use crate::Result;
 
 /// What a masked slot between kept tokens does to the recursion (clause `gae.mask-mode`).
@@ -47,40 +47,27 @@ pub struct Gae {
     pub td_error: TdError,
     /// The decay of later differences; in [0, 1].
     pub lam: f64,
-    /// Whether the advantages are whitened over the batch, after the returns are taken.
-    pub whiten: bool,
-    /// As [`Whiten::ddof`].
-    pub whiten_ddof: Ddof,
-    /// As [`Whiten::eps`].
-    pub whiten_eps: f64,
-    /// As [`Whiten::eps_mode`].
-    pub whiten_eps_mode: WhitenEps,
+    /// The whitening over the batch's kept tokens, after the returns are taken.
+    #[serde(flatten)]
+    pub whiten: WhitenAdvantages,
 }
 
 impl Gae {
     /// GAE alone (arXiv 1506.02438, Eq. 16), without whitening; at (1, 1) the specification's default.
     pub fn eq16(gamma: f64, lam: f64) -> Self {
-        Self { td_error: TdError { gamma, ..TdError::verl() }, lam, whiten: false, ..Self::verl() }
+        Self { td_error: TdError { gamma, ..TdError::verl() }, lam, whiten: WhitenAdvantages::off() }
     }
 
     /// verl since 0.5: gamma and lambda 1, whitened with divisor n - 1.
     pub fn verl() -> Self {
-        Self {
-            td_error: TdError::verl(),
-            lam: 1.0,
-            whiten: true,
-            whiten_ddof: Ddof::Sample,
-            whiten_eps: 1e-8,
-            whiten_eps_mode: WhitenEps::Add,
-        }
+        Self { td_error: TdError::verl(), lam: 1.0, whiten: WhitenAdvantages::with(&Whiten::verl()) }
     }
 
     /// OpenRLHF 0.11: masked slots are steps, whitened with divisor n and a variance of at least 1e-8.
     pub fn openrlhf() -> Self {
         Self {
             td_error: TdError { mask_mode: GaeMaskMode::None, ..TdError::verl() },
-            whiten_ddof: Ddof::Population,
-            whiten_eps_mode: WhitenEps::Clamp,
+            whiten: WhitenAdvantages::with(&Whiten::openrlhf()),
             ..Self::verl()
         }
     }
@@ -90,16 +77,6 @@ impl Gae {
         Self { lam: 0.95, td_error: Self::openrlhf().td_error, ..Self::verl() }
     }
 
-    /// The whitening's own options.
-    pub fn whitening(&self) -> Whiten {
-        Whiten {
-            ddof: self.whiten_ddof,
-            eps: self.whiten_eps,
-            eps_mode: self.whiten_eps_mode,
-            shift_mean: true,
-        }
-    }
-
     /// The error of an option outside its domain, if any.
     ///
     /// # Errors
@@ -107,6 +84,6 @@ impl Gae {
     pub fn check(&self) -> Result<()> {
         self.td_error.check()?;
         share("lam", self.lam)?;
-        super::not_negative("whiten_eps", self.whiten_eps)
+        self.whiten.check()
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{finite, positive};
+use super::{finite, positive, positive_or_null};
 use crate::Result;
 
 /// How KL(policy || reference) is estimated from the sampled token, with d = logp - logp_ref (clause `kl.estimate`).
@@ -70,8 +70,8 @@ impl KlEstimate {
     /// # Errors
     /// `option` if a clamp is not above 0 and finite.
     pub fn check(&self) -> Result<()> {
-        self.input_clamp.map_or(Ok(()), |clamp| positive("input_clamp", clamp))?;
-        self.output_clamp.map_or(Ok(()), |clamp| positive("output_clamp", clamp))
+        positive_or_null("input_clamp", self.input_clamp)?;
+        positive_or_null("output_clamp", self.output_clamp)
     }
 }
 

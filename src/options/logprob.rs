@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::positive;
+use super::{positive, positive_or_null};
 use crate::Result;
 
 /// Options of `logprob.token` and `logprob.entropy`.
@@ -55,7 +55,7 @@ impl Ratio {
     /// # Errors
     /// `option` if the clamp is not above 0 and finite.
     pub fn check(&self) -> Result<()> {
-        self.log_ratio_clamp.map_or(Ok(()), |clamp| positive("log_ratio_clamp", clamp))
+        positive_or_null("log_ratio_clamp", self.log_ratio_clamp)
     }
 }
 
@@ -94,6 +94,6 @@ impl SequenceRatio {
     /// # Errors
     /// `option` if the clamp is not above 0 and finite.
     pub fn check(&self) -> Result<()> {
-        self.log_ratio_clamp.map_or(Ok(()), |clamp| positive("log_ratio_clamp", clamp))
+        positive_or_null("log_ratio_clamp", self.log_ratio_clamp)
     }
 }

@@ -53,6 +53,10 @@ fn positive(option: &str, value: f64) -> Result<()> {
     Err(Error::option(option, format!("{value} is not a finite number above 0")))
 }
 
+fn positive_or_null(option: &str, value: Option<f64>) -> Result<()> {
+    value.map_or(Ok(()), |value| positive(option, value))
+}
+
 fn share(option: &str, value: f64) -> Result<()> {
     if (0.0..=1.0).contains(&value) {
         return Ok(());

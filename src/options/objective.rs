@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Aggregate, KlEstimate, KlPenalty, Ratio, finite, not_negative, positive};
+use super::{
+    Aggregate, KlEstimate, KlPenalty, Ratio, finite, not_negative, positive, positive_or_null, share,
+};
 use crate::{Error, Result};
 
 /// Options of `objective.clip`.
@@ -44,7 +46,7 @@ impl Clip {
     /// # Errors
     /// `option` if a bound is outside its domain.
     pub fn check(&self) -> Result<()> {
-        in_unit("clip_ratio_low", self.clip_ratio_low)?;
+        share("clip_ratio_low", self.clip_ratio_low)?;
         not_negative("clip_ratio_high", self.clip_ratio_high)?;
         if let Some(c) = self.clip_ratio_c
             && !(c > 1.0 && c.is_finite())
@@ -175,7 +177,7 @@ impl Dispatch {
     /// # Errors
     /// `option` if the range is not in [0, 1].
     pub fn check(&self) -> Result<()> {
-        in_unit("cliprange", self.cliprange)
+        share("cliprange", self.cliprange)
     }
 }
 
@@ -245,7 +247,7 @@ impl Gspo {
     /// `option` if a bound is outside its domain.
     pub fn check(&self) -> Result<()> {
         self.clip().check()?;
-        self.log_ratio_max.map_or(Ok(()), |max| positive("log_ratio_max", max))
+        positive_or_null("log_ratio_max", self.log_ratio_max)
     }
 }
 
@@ -311,7 +313,7 @@ impl Cispo {
     /// # Errors
     /// `option` if a bound is outside its domain.
     pub fn check(&self) -> Result<()> {
-        self.clip_ratio_low.map_or(Ok(()), |low| in_unit("clip_ratio_low", low))?;
+        self.clip_ratio_low.map_or(Ok(()), |low| share("clip_ratio_low", low))?;
         not_negative("clip_ratio_high", self.clip_ratio_high)?;
         self.ratio().check()
     }
@@ -378,9 +380,4 @@ impl Sapo {
         positive("tau_neg", self.tau_neg)?;
         self.ratio().check()
     }
-}
-
-fn in_unit(option: &str, value: f64) -> Result<()> {
-    not_negative(option, value)?;
-    if value > 1.0 { Err(Error::option(option, format!("{value} is above 1"))) } else { Ok(()) }
 }

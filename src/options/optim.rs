@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{finite, not_negative, positive};
+use super::{finite, not_negative, positive, share};
 use crate::{Error, Result};
 
 /// Options of `optim.adamw`.
@@ -152,9 +152,6 @@ impl Schedule {
             let problem = format!("{} is below {least}, the least that the warm-up leaves", self.total_steps);
             return Err(Error::option("total_steps", problem));
         }
-        if !(0.0..=1.0).contains(&self.min_ratio) {
-            return Err(Error::option("min_ratio", format!("{} is not in [0, 1]", self.min_ratio)));
-        }
-        Ok(())
+        share("min_ratio", self.min_ratio)
     }
 }

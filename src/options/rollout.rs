@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{not_negative, positive};
+use super::{not_negative, positive, positive_or_null};
 use crate::{Error, Result};
 
 /// What an importance weight is the ratio of (clause `rollout.weights.level`).
@@ -86,7 +86,7 @@ impl RolloutWeights {
             not_negative("rollout_is_threshold_lower", lower)?;
             below("rollout_is_threshold_lower", lower, self.rollout_is_threshold)?;
         }
-        self.safety_bound.map_or(Ok(()), |bound| positive("safety_bound", bound))
+        positive_or_null("safety_bound", self.safety_bound)
     }
 }
 
@@ -173,7 +173,7 @@ impl RolloutRejection {
     /// anything but k1.
     pub fn check(&self) -> Result<()> {
         positive("rollout_rs_threshold", self.rollout_rs_threshold)?;
-        self.safety_bound.map_or(Ok(()), |bound| positive("safety_bound", bound))?;
+        positive_or_null("safety_bound", self.safety_bound)?;
         let is_k1 = self.rollout_rs_estimator == RejectionEstimator::K1;
         if is_k1 && self.rollout_rs_level == RejectionLevel::SeqMax {
             let what = "rollout_rs_level seq_max does not go with rollout_rs_estimator k1; use k2 or k3";

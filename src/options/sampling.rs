@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// Options of `sampling.repeat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repeat {
-    /// How often each prompt is sampled; at least 1.
+    /// How often each prompt is sampled; from 1 to 65,536.
     pub n: usize,
     /// Whether the copies of a prompt stand side by side, or the whole batch is repeated.
     pub interleave: bool,
@@ -23,9 +23,13 @@ impl Repeat {
     /// The error of an option outside its domain, if any.
     ///
     /// # Errors
-    /// `option` if n is 0.
+    /// `option` if n is 0 or above 65,536, which only a mistake can be.
     pub fn check(&self) -> Result<()> {
-        at_least_1("n", self.n)
+        at_least_1("n", self.n)?;
+        if self.n <= 65_536 {
+            return Ok(());
+        }
+        Err(Error::option("n", format!("{} is above 65536; no prompt is sampled so often", self.n)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Aggregate, positive};
+use super::{Aggregate, positive_or_null};
 use crate::Result;
 
 /// Options of `value.clipped`; in JSON all of them stand side by side.
@@ -38,7 +38,7 @@ impl ValueClip {
     /// # Errors
     /// `option` if the range or a count is not above 0 and finite.
     pub fn check(&self) -> Result<()> {
-        self.cliprange_value.map_or(Ok(()), |range| positive("cliprange_value", range))?;
+        positive_or_null("cliprange_value", self.cliprange_value)?;
         self.aggregate.check()
     }
 }

@@ -444,11 +444,10 @@ pub fn gpg<R: Real>(rewards: &ArrayRef1<R>, group: &ArrayRef1<i64>, options: &Gp
             share(rewards.iter().filter(|reward| reward.value() != 0.0).count().max(1))
         }
         GpgAlpha::ValidGroups => {
-            let differ = |members: &Vec<usize>| {
-                members.iter().any(|&member| rewards[member].value() != rewards[members[0]].value())
-            };
-            let valid = groups(group).into_iter().map(|(_, members)| members).filter(differ);
-            match valid.map(|members| members.len()).sum() {
+            let of_group =
+                |members: &[usize]| members.iter().map(|&member| rewards[member]).collect::<Vec<R>>();
+            let valid = groups(group).into_iter().filter(|(_, members)| !all_equal(&of_group(members)));
+            match valid.map(|(_, members)| members.len()).sum() {
                 0 => R::constant(0.0),
                 count => share(count),
             }
@@ -548,7 +547,7 @@ fn returns_to_go<R: Real>(
 }
 
 /// The kept values whitened, 0 elsewhere. `compared` are those whose equality rounding could have brought about.
-fn whitened<R: Real>(
+pub(super) fn whitened<R: Real>(
     values: &ArrayRef2<R>,
     response_mask: &ArrayRef2<bool>,
     options: &WhitenAdvantages,

@@ -57,16 +57,15 @@ impl Bounded {
 
     /// A product or quotient of numbers that are not 0, and yet is: it fell below the range.
     fn unless_vanished(self, of_nonzero: bool) -> Self {
-        Self { error: if of_nonzero && self.value == 0.0 { self.error + UNDERFLOW } else { self.error }, ..self }
+        Self {
+            error: if of_nonzero && self.value == 0.0 { self.error + UNDERFLOW } else { self.error },
+            ..self
+        }
     }
 
     /// Both comparisons must hold: the margin of whatever depends on `self` and on being away from zero.
     fn margin_from_zero(self) -> f64 {
         self.margin.min(separation(self, Self::exact(0.0)))
-    }
-
-    fn is_exact_zero(self) -> bool {
-        self.value == 0.0 && self.error == 0.0
     }
 
     /// An exact power of two, by which scaling does not round.
@@ -117,7 +116,9 @@ impl Mul for Bounded {
         let value = self.value * other.value;
         let rounding = if self.is_power_of_two() || other.is_power_of_two() { 0.0 } else { value.abs() };
         let inherited = self.value.abs() * other.error + other.value.abs() * self.error;
-        Self::new(value, inherited + rounding, self.margin.min(other.margin))
+        // Of two zeros that rounding may have moved, the product is moved to second order only, but it is not exact.
+        let second_order = if value == 0.0 { self.error * other.error * COARSEST } else { 0.0 };
+        Self::new(value, inherited + second_order + rounding, self.margin.min(other.margin))
             .unless_lost(self, other)
             .unless_vanished(self.value != 0.0 && other.value != 0.0)
     }
@@ -153,9 +154,13 @@ impl Real for Bounded {
         self.value
     }
 
+    fn is_exact_zero(self) -> bool {
+        self.value == 0.0 && self.error == 0.0
+    }
+
     fn exp(self) -> Self {
         let value = self.value.exp();
-        if self.value == 0.0 && self.error == 0.0 {
+        if self.is_exact_zero() {
             return Self::new(1.0, 0.0, self.margin);
         }
         // exp of common libraries is good to one unit in the last place: two units of roundoff.
@@ -176,7 +181,7 @@ impl Real for Bounded {
 
     fn cos(self) -> Self {
         let value = self.value.cos();
-        if self.value == 0.0 && self.error == 0.0 {
+        if self.is_exact_zero() {
             return Self::new(1.0, 0.0, self.margin);
         }
         Self::new(value, self.error * self.value.sin().abs() + 2.0 * value.abs(), self.margin)

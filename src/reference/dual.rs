@@ -67,7 +67,7 @@ impl<R: Real> Div for Dual<R> {
     fn div(self, other: Self) -> Self {
         let quotient = self.value / other.value;
         let numerator = self.tangent - scaled(quotient, other.tangent);
-        Self { value: quotient, tangent: numerator / other.value }
+        Self { value: quotient, tangent: divided(numerator, other.value) }
     }
 }
 
@@ -87,18 +87,22 @@ impl<R: Real> Real for Dual<R> {
         self.value.value()
     }
 
+    fn is_exact_zero(self) -> bool {
+        self.value.is_exact_zero() && self.tangent.is_exact_zero()
+    }
+
     fn exp(self) -> Self {
         let exp = self.value.exp();
         Self { value: exp, tangent: scaled(exp, self.tangent) }
     }
 
     fn ln(self) -> Self {
-        Self { value: self.value.ln(), tangent: self.tangent / self.value }
+        Self { value: self.value.ln(), tangent: divided(self.tangent, self.value) }
     }
 
     fn sqrt(self) -> Self {
         let root = self.value.sqrt();
-        Self { value: root, tangent: self.tangent / (R::constant(2.0) * root) }
+        Self { value: root, tangent: divided(self.tangent, R::constant(2.0) * root) }
     }
 
     fn cos(self) -> Self {
@@ -152,5 +156,10 @@ impl<R: Real> Real for Dual<R> {
 
 /// `factor * tangent`, where a tangent of 0 stays 0 whatever it is multiplied by: no dependence, no derivative.
 fn scaled<R: Real>(factor: R, tangent: R) -> R {
-    if tangent.value() == 0.0 { tangent } else { factor * tangent }
+    if tangent.is_exact_zero() { tangent } else { factor * tangent }
+}
+
+/// `tangent / divisor`, where a tangent of 0 stays 0 too, also over 0 or what is not a number.
+fn divided<R: Real>(tangent: R, divisor: R) -> R {
+    if tangent.is_exact_zero() { tangent } else { tangent / divisor }
 }

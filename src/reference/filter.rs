@@ -40,7 +40,7 @@ pub struct FilterOutput<R> {
 ///
 /// # Errors
 /// `shape` if the lengths differ, `option` if one is outside its domain, `unsupported` for another estimator than
-/// GRPO, `group-size` for a group of one under `Singleton::Error`.
+/// GRPO, `group-size` for a group of one under `LoneMember::Error`.
 ///
 /// # Example
 /// ```

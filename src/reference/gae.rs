@@ -3,7 +3,8 @@
 use ndarray::{Array2, ArrayRef2};
 
 use super::Real;
-use super::mask::{self, all_equal, kept};
+use super::advantage::whitened;
+use super::mask::kept;
 use crate::Result;
 use crate::axes::Axes;
 use crate::options::{Gae, GaeMaskMode, TdError};
@@ -105,9 +106,9 @@ pub fn gae<R: Real>(
         advantages[step.position] = step.advantage;
         returns[step.position] = step.advantage + values[step.position].detach();
     }
-    if options.whiten {
-        advantages = whitened(&advantages, response_mask, options)?;
-    }
+    // These advantages are computed, so that rounding may decide whether they are all equal.
+    let compared: Vec<R> = kept(&advantages, response_mask).collect();
+    let advantages = whitened(&advantages, response_mask, &options.whiten, &compared)?;
     Ok(GaeOutput { advantages, returns })
 }
 
@@ -149,19 +150,4 @@ fn steps<R: Real>(
         }
     }
     Ok(steps)
-}
-
-fn whitened<R: Real>(
-    advantages: &Array2<R>,
-    response_mask: &ArrayRef2<bool>,
-    options: &Gae,
-) -> Result<Array2<R>> {
-    let (values, keep) = (advantages.view().into_dyn(), response_mask.view().into_dyn());
-    let whitened = mask::whiten(&values, &keep, &options.whitening())?;
-    let kept: Vec<R> = kept(&values, &keep).collect();
-    // These advantages are computed, so that rounding may decide whether they are all equal.
-    let is_constant = all_equal(&kept);
-    let decided = |entry: R| kept.iter().skip(1).fold(entry, |entry, &other| entry.chosen_by(other, kept[0]));
-    let whitened = whitened.mapv(|entry| if is_constant { decided(entry) } else { entry });
-    Ok(Array2::from_shape_fn(advantages.raw_dim(), |(row, t)| whitened[[row, t]]))
 }

@@ -96,36 +96,28 @@ pub fn group_ppo<R: Real>(
     let zero = Array2::from_elem(rewards.raw_dim(), R::constant(0.0));
     let (mut endpoints, mut advantages, mut returns) = (zero.clone(), zero.clone(), zero);
     let mut cuts = Vec::new();
+    let token = |at: [usize; 2]| Token {
+        at,
+        reward: rewards[at],
+        estimate: match options.group_adv {
+            GroupAdv::OneStep => rewards[at] - values[at],
+            GroupAdv::Gae => gae[at],
+        },
+        size: size(logp[at] - logp_old[at], options.group_g),
+    };
     for (row, mask) in response_mask.rows().into_iter().enumerate() {
-        let kept = mask.iter().enumerate().filter(|&(_, &keep)| keep);
-        let tokens: Vec<Token<R>> = kept
-            .map(|(t, _)| {
-                let at = [row, t];
-                let one_step = rewards[at] - values[at];
-                let estimate = match options.group_adv {
-                    GroupAdv::OneStep => one_step,
-                    GroupAdv::Gae => gae[at],
-                };
-                Token {
-                    at,
-                    reward: rewards[at],
-                    estimate,
-                    size: size(logp[at] - logp_old[at], options.group_g),
-                }
-            })
-            .collect();
-        for (index, cut) in cuts_of(&tokens, options).into_iter().enumerate() {
-            let at = tokens[index].at;
-            let value = values[at];
+        let tokens: Vec<Token<R>> = (0..mask.len()).filter(|&t| mask[t]).map(|t| token([row, t])).collect();
+        for (last, cut) in cuts_of(&tokens, options).into_iter().enumerate() {
+            let at = tokens[last].at;
             let advantage = match options.endpoint_return {
                 _ if !cut.closes => R::constant(0.0),
-                EndpointReturn::Segment => sum_of(&tokens[cut.start..=index], |token| token.reward) - value,
-                EndpointReturn::Prefix => sum_of(&tokens[..=index], |token| token.reward) - value,
+                EndpointReturn::Segment => rewards_of(&tokens[cut.start..=last]) - values[at],
+                EndpointReturn::Prefix => rewards_of(&tokens[..=last]) - values[at],
                 EndpointReturn::Gae => gae[at],
             };
             endpoints[at] = decided(R::constant(f64::from(u8::from(cut.closes))), cut.decisions);
             advantages[at] = decided(advantage, cut.decisions);
-            returns[at] = advantages[at] + value;
+            returns[at] = advantages[at] + values[at];
             cuts.push(cut);
         }
     }
@@ -233,6 +225,10 @@ fn scores<R: Real>(tokens: &[Token<R>], start: usize, end: usize, score: GroupSc
             (ppo, (end > 0).then(grpo))
         }
     }
+}
+
+fn rewards_of<R: Real>(tokens: &[Token<R>]) -> R {
+    sum_of(tokens, |token| token.reward)
 }
 
 fn sum_of<R: Real>(tokens: &[Token<R>], of: impl Fn(&Token<R>) -> R) -> R {

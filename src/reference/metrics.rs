@@ -5,7 +5,7 @@ use ndarray::{Array1, ArrayRef1, ArrayRef2};
 use super::Real;
 use super::logprob::log_ratio;
 use super::mask::{all_equal, mean_of, variance_of};
-use super::objective::{bind, clipped};
+use super::objective::{bind, clipped, gain_is_clipped};
 use crate::axes::Axes;
 use crate::options::{AdvantageMetrics, Clip, Ddof, EmptyMean, HealthRules, PassAtK, ProcessedExcludes};
 use crate::{Error, Result};
@@ -267,13 +267,13 @@ pub fn health<R: Real>(
 ///
 /// Clauses `metrics.pass-at-k` and below. Chen et al. (arXiv 2107.03374) Eq. 1.
 ///
-/// * `num_samples`: `[B]`, n, one a prompt
+/// * `num_samples`: `[B]`, n, one a prompt, at most 2^24
 /// * `num_correct`: `[B]`, c, from 0 to n
 ///
 /// Fewer than k wrong samples give exactly 1, no correct one gives exactly 0.
 ///
 /// # Errors
-/// `shape` if the lengths differ, `option` if k is 0, `input` if c is not from 0 to n, `group-size` if n is below k.
+/// `shape` if the lengths differ, `option` if k is 0, `input` if c is not from 0 to n or n is above 2^24, `group-size` if n is below k.
 ///
 /// # Example
 /// ```
@@ -298,9 +298,15 @@ pub fn pass_at_k<R: Real>(
     prompts.map(|(prompt, (&samples, &correct))| pass(prompt, samples, correct, options.k)).collect()
 }
 
+/// The most samples of a prompt: up to here single precision counts exactly.
+const MOST_SAMPLES: i64 = 1 << 24;
+
 fn pass<R: Real>(prompt: usize, samples: i64, correct: i64, k: u64) -> Result<R> {
     if !(0..=samples).contains(&correct) {
         return Err(Error::input("num_correct", format!("[{prompt}] is {correct} of {samples} samples")));
+    }
+    if samples > MOST_SAMPLES {
+        return Err(Error::input("num_samples", format!("[{prompt}] is {samples}, above {MOST_SAMPLES}")));
     }
     if samples.unsigned_abs() < k {
         let need = "pass@k needs at least k samples of every prompt";
@@ -313,17 +319,4 @@ fn pass<R: Real>(prompt: usize, samples: i64, correct: i64, k: u64) -> Result<R>
         product * (R::constant((i - k).max(0.0)) / R::constant(i))
     });
     Ok(R::constant(1.0) - none_is_correct)
-}
-
-/// 1 where the ratio is above 1 + high with A > 0, or below 1 - low with A < 0, and 0 elsewhere.
-pub(super) fn gain_is_clipped<R: Real>(ratio: R, advantage: R, options: &Clip) -> R {
-    let (zero, one) = (R::constant(0.0), R::constant(1.0));
-    let (low, high) = (R::constant(1.0 - options.clip_ratio_low), R::constant(1.0 + options.clip_ratio_high));
-    if advantage.value() > 0.0 {
-        high.select_less(ratio, one, zero)
-    } else if advantage.value() < 0.0 {
-        ratio.select_less(low, one, zero)
-    } else {
-        zero
-    }
 }

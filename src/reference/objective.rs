@@ -4,7 +4,6 @@ use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2, Zip};
 
 use super::logprob::{log_ratio, sequence_log_ratio};
 use super::mask::mean_of;
-use super::metrics::gain_is_clipped;
 use super::{Real, aggregate, kl, logprob, metrics};
 use crate::axes::Axes;
 use crate::options::{
@@ -189,6 +188,19 @@ pub(super) fn clipped<R: Real>(ratio: R, advantage: R, options: &Clip) -> R {
     -(ratio * advantage).min(ratio.clamp(low, high) * advantage)
 }
 
+/// 1 where the ratio is above 1 + high with A > 0, or below 1 - low with A < 0, and 0 elsewhere.
+pub(super) fn gain_is_clipped<R: Real>(ratio: R, advantage: R, options: &Clip) -> R {
+    let (zero, one) = (R::constant(0.0), R::constant(1.0));
+    let (low, high) = (R::constant(1.0 - options.clip_ratio_low), R::constant(1.0 + options.clip_ratio_high));
+    if advantage.value() > 0.0 {
+        high.select_less(ratio, one, zero)
+    } else if advantage.value() < 0.0 {
+        ratio.select_less(low, one, zero)
+    } else {
+        zero
+    }
+}
+
 /// min(loss, -c A) where A < 0
 fn dual_clipped<R: Real>(loss: R, advantage: R, options: &Clip) -> R {
     match options.clip_ratio_c {
@@ -254,32 +266,24 @@ pub fn actor_loss<R: Real>(
 ) -> Result<ActorLossOutput<R>> {
     options.check()?;
     let effective_mask = effective_mask(response_mask, group_endpoints)?;
-    let response_mask = &effective_mask;
-    let token_loss = clip(logp, logp_old, advantages, response_mask, &options.clip)?;
-    let policy_loss = aggregate::loss(&token_loss, response_mask, &options.aggregate)?;
-    let kl_loss = if options.kl_loss_coef == 0.0 {
-        R::constant(0.0)
-    } else {
-        let logp_ref =
-            logp_ref.ok_or_else(|| Error::input("logp_ref", "is needed when kl_loss_coef is not 0"))?;
-        let mut kl = kl::estimate(logp, logp_ref, &options.kl())?;
+    let aggregated = |tokens: &ArrayRef2<R>| aggregate::loss(tokens, &effective_mask, &options.aggregate);
+    let policy_loss = aggregated(&clip(logp, logp_old, advantages, &effective_mask, &options.clip)?)?;
+    let (mut kl_loss, mut entropy_loss) = (R::constant(0.0), R::constant(0.0));
+    if options.kl_loss_coef != 0.0 {
+        let missing = || Error::input("logp_ref", "is needed when kl_loss_coef is not 0");
+        let mut kl = kl::estimate(logp, logp_ref.ok_or_else(missing)?, &options.kl())?;
         if options.kl_ratio_weight {
             kl = kl * logprob::ratio(logp, logp_old, &options.clip.ratio())?;
         }
-        aggregate::loss(&kl, response_mask, &options.aggregate)?
-    };
-    let entropy_loss = if options.entropy_coeff == 0.0 {
-        R::constant(0.0)
-    } else {
-        let entropy =
-            entropy.ok_or_else(|| Error::input("entropy", "is needed when entropy_coeff is not 0"))?;
-        Axes::default().bind("logp", &["B", "T"], logp.shape())?.bind(
-            "entropy",
-            &["B", "T"],
-            entropy.shape(),
-        )?;
-        aggregate::loss(entropy, response_mask, &options.aggregate)?
-    };
+        kl_loss = aggregated(&kl)?;
+    }
+    if options.entropy_coeff != 0.0 {
+        let missing = || Error::input("entropy", "is needed when entropy_coeff is not 0");
+        let entropy = entropy.ok_or_else(missing)?;
+        let axes = Axes::default().bind("logp", &["B", "T"], logp.shape())?;
+        axes.bind("entropy", &["B", "T"], entropy.shape())?;
+        entropy_loss = aggregated(entropy)?;
+    }
     let (kl_loss_coef, entropy_coeff) =
         (R::constant(options.kl_loss_coef), R::constant(options.entropy_coeff));
     let loss = policy_loss + kl_loss_coef * kl_loss - entropy_coeff * entropy_loss;

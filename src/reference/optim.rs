@@ -32,7 +32,7 @@ pub struct AdamWOutput<R> {
 ///
 /// # Errors
 /// `rank` or `shape` if the shapes differ, `option` if an option is outside its domain, `input` if `step` is not a
-/// whole number of at least 1.
+/// whole number of at least 1 or an entry of `v` is negative.
 ///
 /// # Example
 /// ```
@@ -60,6 +60,12 @@ pub fn adamw<R: Real>(
         .bind_any("m", m.shape())?
         .bind_any("v", v.shape())?;
     let step = whole(step, 1)?;
+    if let Some(v) = v.iter().find(|v| v.value() < 0.0) {
+        return Err(Error::input(
+            "v",
+            format!("has the entry {}, below 0, and is a mean of squares", v.value()),
+        ));
+    }
     let of = |option: f64| R::constant(option);
     let (one, beta1, beta2) = (of(1.0), of(options.beta1), of(options.beta2));
     let m = Zip::from(m).and(grad).map_collect(|&m, &g| beta1 * m + (one - beta1) * g);

@@ -24,6 +24,11 @@ pub trait Real:
     /// The value alone, for decisions on exact inputs and for reporting.
     fn value(self) -> f64;
 
+    /// Whether this is 0 and no rounding brought that about.
+    fn is_exact_zero(self) -> bool {
+        self.value() == 0.0
+    }
+
     /// e to this power.
     #[must_use]
     fn exp(self) -> Self;

@@ -25,7 +25,7 @@ use crate::options::{
 /// * `index`: `[B]`, what stands for each prompt: ids, labels, lengths; copied, no gradient flows
 ///
 /// # Errors
-/// `option` if n is 0.
+/// `option` if n is not from 1 to 65,536.
 ///
 /// # Example
 /// ```
@@ -238,11 +238,7 @@ pub fn distribution<R: Real>(logits: &ArrayRef2<R>, options: &Distribution) -> R
 
 /// The tokens of one row that may be drawn, with their probabilities.
 fn of_row<R: Real>(logits: &ArrayRef1<R>, options: &Distribution) -> Vec<(usize, R)> {
-    let possible = logits.iter().enumerate().filter(|(_, logit)| logit.value() > f64::NEG_INFINITY);
-    let mut tokens: Vec<usize> = possible.map(|(token, _)| token).collect();
-    // Stable: tokens as likely as each other stay in the order of their ids.
-    let by_logit = |a: usize, b: usize| logits[a].value().partial_cmp(&logits[b].value());
-    tokens.sort_by(|&a, &b| by_logit(b, a).unwrap_or(Ordering::Equal));
+    let mut tokens = by_likelihood(logits);
     let Some(&first) = tokens.first() else { return Vec::new() };
     if options.temperature == 0.0 {
         return vec![(first, R::constant(1.0))];
@@ -255,6 +251,16 @@ fn of_row<R: Real>(logits: &ArrayRef1<R>, options: &Distribution) -> Vec<(usize,
     }
     let total = R::sum(weights.iter().copied());
     tokens.into_iter().zip(weights).map(|(token, weight)| (token, weight / total)).collect()
+}
+
+/// The tokens that are not ruled out, the most likely first, of equally likely ones the smaller id.
+fn by_likelihood<R: Real>(logits: &ArrayRef1<R>) -> Vec<usize> {
+    let possible = |&token: &usize| logits[token].value() > f64::NEG_INFINITY;
+    let mut tokens: Vec<usize> = (0..logits.len()).filter(possible).collect();
+    let descending = |&a: &usize, &b: &usize| logits[b].value().partial_cmp(&logits[a].value());
+    // Stable, so that equal logits stay in the order of their ids.
+    tokens.sort_by(|a, b| descending(a, b).unwrap_or(Ordering::Equal));
+    tokens
 }
 
 /// The weights, sorted, with 0 for those before which top_p of the whole is reached.

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use grpo_oracle::fixture;
-use grpo_oracle::formula::{Formula, RULES};
+use grpo_oracle::evaluate::{Evaluation, Question, values};
+use grpo_oracle::fixture::{self, Expected, Fixture};
+use grpo_oracle::formula::{Formula, Gradient, RULES};
+use grpo_oracle::value::{Data, Named};
 use serde_json::{Value, json};
 
 fn root() -> PathBuf {
@@ -101,5 +103,83 @@ fn that_are_cut_short_are_refused_everywhere() {
     for end in (0..text.len() - 2).step_by(97) {
         std::fs::write(&file, &text[..end]).unwrap();
         assert_eq!(fixture::read(&file).unwrap_err().code(), "file");
+    }
+}
+
+fn fixtures() -> impl Iterator<Item = (&'static Formula<f64>, Fixture)> {
+    Formula::<f64>::all()
+        .map(|formula| (formula, fixture::read(&fixture::path_of(&root(), formula.id)).unwrap()))
+}
+
+/// The questions that have an answer, with it.
+fn answered(fixture: &Fixture) -> impl Iterator<Item = (&Question, &Evaluation)> {
+    fixture.cases.iter().filter_map(|case| match &case.expected {
+        Expected::Answer(answer) => Some((&case.question, answer)),
+        Expected::Error(_) => None,
+    })
+}
+
+/// Each rival of a row gives itself away on some case.
+#[test]
+fn tell_every_rival_apart() {
+    for (formula, fixture) in fixtures() {
+        for rival in formula.rivals {
+            let differs = |case: &fixture::Case| case.rivals.iter().any(|other| other.name == rival.name);
+            assert!(fixture.cases.iter().any(differs), "{}: no case tells `{}`", formula.id, rival.name);
+        }
+    }
+}
+
+/// An implementation that gives no gradient at all fails on every input that a gradient flows to.
+#[test]
+fn have_a_gradient_wherever_one_flows() {
+    for (formula, fixture) in fixtures() {
+        for input in formula.inputs.iter().filter(|input| input.gradient == Gradient::Flows) {
+            let is_seen = |(_, answer): (&Question, &Evaluation)| {
+                answer
+                    .gradients
+                    .get(input.name)
+                    .is_some_and(|gradient| gradient.reals().iter().any(|&g| g != 0.0))
+            };
+            assert!(answered(&fixture).any(is_seen), "{}: `{}` never has a gradient", formula.id, input.name);
+        }
+    }
+}
+
+/// An implementation that lets the gradient through to a constant fails too: on some case the constant moves the first
+/// output, of which the gradient is.
+#[test]
+fn would_show_a_gradient_where_none_flows() {
+    // Shares and masks of 0 and 1 have no slope by anything, and one statistic is of another input.
+    let is_flat = |formula: &str, input: &str| match formula {
+        "metrics.policy" | "rollout.rejection" => true,
+        "metrics.advantages" => input == "advantages",
+        _ => false,
+    };
+    for (formula, fixture) in fixtures() {
+        let first = formula.outputs[0].name;
+        let constants = formula.inputs.iter().filter(|input| input.gradient == Gradient::Stops);
+        for input in constants.filter(|input| !is_flat(formula.id, input.name)) {
+            let has_slope = |(question, answer): (&Question, &Evaluation)| {
+                let Some(array) = question.inputs.get(input.name) else { return false };
+                (0..array.len()).any(|entry| {
+                    let mut moved = question.clone();
+                    if let Some(Data::Real(data)) =
+                        moved.inputs.get_mut(input.name).map(|array| &mut array.data)
+                    {
+                        data[entry] += 1.0 / 1024.0;
+                    }
+                    let sum = |outputs: &Named| outputs[first].reals().iter().sum::<f64>();
+                    values(formula.id, &moved)
+                        .is_ok_and(|moved| (sum(&moved) - sum(&answer.outputs)).abs() > 1e-9)
+                })
+            };
+            assert!(
+                answered(&fixture).any(has_slope),
+                "{}: a leak to `{}` is not seen",
+                formula.id,
+                input.name
+            );
+        }
     }
 }

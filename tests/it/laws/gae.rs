@@ -121,7 +121,9 @@ fn whitening_leaves_the_returns_alone() {
         if plain.0.len() < 2 {
             return true;
         }
-        let whitened = of(&tokens, &Gae { whiten_eps: 0.0, ..Gae::verl() });
+        let mut without_eps = Gae::verl();
+        without_eps.whiten.whiten_eps = 0.0;
+        let whitened = of(&tokens, &without_eps);
         let count = plain.0.len() as f64;
         let (sum, squares) =
             whitened.0.iter().fold((0.0, 0.0), |(sum, squares), a| (sum + a, squares + a * a));

@@ -104,6 +104,36 @@ fn normalised_advantages_sum_to_zero_and_ignore_shift_and_scale() {
 }
 
 #[test]
+fn no_gradient_comes_out_of_a_constant() {
+    let (zero, infinite) = (Dual::variable(0.0, 0.0), Dual::variable(f64::INFINITY, 0.0));
+    for constant in
+        [zero / zero, zero.ln(), zero.sqrt(), infinite * zero, infinite / infinite, infinite - infinite]
+    {
+        assert_eq!(constant.tangent, 0.0, "{constant:?}");
+    }
+}
+
+#[test]
+fn a_product_of_rounded_zeros_is_not_exact() {
+    let third = Bounded::exact(1.0) / Bounded::exact(3.0);
+    let rounded = third - third;
+    assert_eq!(rounded.value, 0.0);
+    assert!((rounded * rounded).error > 0.0);
+    assert_eq!((rounded * Bounded::exact(0.0)).error, 0.0);
+}
+
+#[test]
+fn empty_arrays_without_end_are_refused() {
+    for shape in [json!([1_u64 << 40, 0]), json!([1_u64 << 40, 1_u64 << 40, 0])] {
+        let inputs =
+            json!({ "values": { "shape": shape, "data": [] }, "mask": { "shape": shape, "data": [] } });
+        let question =
+            Question::from_json("mask.sum", &json!({ "options": { "axis": 1 }, "inputs": inputs }));
+        assert_eq!(question.unwrap_err().code(), "input");
+    }
+}
+
+#[test]
 fn dual_arithmetic_agrees_with_differences() {
     fn f<R: Real>(x: R) -> R {
         let two = R::constant(2.0);
