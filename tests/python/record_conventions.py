@@ -731,7 +731,17 @@ def openrlhf():
     run("objective.gspo", "gspo, wide", options={"clip_ratio_low": 0.5, "clip_ratio_high": 2.0},
         policy_loss_type="gspo", clip_eps_low=0.5, clip_eps_high=2.0, tolerance=ADDED)
 
-    for settings, options in [({}, {}), ({"clip_eps": 0.25}, {"cliprange_value": 0.25})]:
+    # Its weights, from the loss with them: a ratio of 1 and an advantage of -1 leave the weight alone
+    for mode, options in [("mask", {}), ("clip", {"rollout_is_mode": "truncate"})]:
+        loss = loss_module.PolicyLoss(is_correction_level="token", is_correction_mode=mode)
+        own, weights = loss_module.aggregate_loss, []
+        loss_module.aggregate_loss = lambda values, *args, **kwargs: weights.append(values) or values.sum()
+        loss(LOGP, LOGP, -torch.ones_like(LOGP), MASK, rollout_log_probs=LOGP - DRIFT)
+        loss_module.aggregate_loss = own
+        out.add(f"weights, {mode}", where + "PolicyLoss", "rollout.weights",
+                {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK},
+                {"weights": kept(weights[0], MASK)}, options=options, note="masked slots set to 0")
+    for settings, options in [({}, {"cliprange_value": None}), ({"clip_eps": 0.25}, {"cliprange_value": 0.25})]:
         values = VALUES.clone().requires_grad_()
         before = (ADVANTAGES[:, None] / 2).expand_as(VALUES)
         loss = loss_module.ValueLoss(**settings)(values, before, TOKEN_REWARDS, MASK)
@@ -816,18 +826,19 @@ def openrlhf():
     out.add("reinforce_baseline", function, "advantage.reinforce_plus_plus_baseline",
             dict(by_group, response_mask=mask), {"advantages": kept(found, mask)}, tolerance=SINGLE,
             note="whitened in single precision; masked slots, which OpenRLHF leaves, set to 0")
+    zero = [0.0] * 4
     for gamma, lam in [(1.0, 1.0), (0.5, 0.75)]:
-        zero = [0.0] * 4
         found, returns = advantages("gae", zero, 1, gamma, lam, TOKEN_REWARDS, VALUES, MASK)
         out.add(f"gae, gamma {gamma}", function, "advantage.gae",
                 {"rewards": TOKEN_REWARDS, "values": VALUES, "response_mask": MASK},
                 {"advantages": kept(found, MASK), "returns": kept(returns, MASK)},
                 options={"gamma": gamma, "lam": lam}, tolerance=SINGLE,
                 note="the tokens' rewards are given as a KL of coefficient 1; masked slots set to 0")
-        found, returns = advantages("reinforce", zero, 1, gamma, 1.0, kept(TOKEN_REWARDS, MASK), VALUES, MASK)
-        out.add(f"reinforce, gamma {gamma}", function, "advantage.reinforce_plus_plus",
-                {"rewards": TOKEN_REWARDS, "response_mask": MASK},
-                {"advantages": kept(found, MASK), "returns": kept(returns, MASK)}, options={"gamma": gamma},
+    for gamma, keep, name in [(1.0, MASK, "gaps"), (0.5, WITH_EMPTY, "no gaps, gamma 0.5")]:
+        found, returns = advantages("reinforce", zero, 1, gamma, 1.0, kept(TOKEN_REWARDS, keep), VALUES, keep)
+        out.add(f"reinforce, {name}", function, "advantage.reinforce_plus_plus",
+                {"rewards": TOKEN_REWARDS, "response_mask": keep},
+                {"advantages": kept(found, keep), "returns": kept(returns, keep)}, options={"gamma": gamma},
                 tolerance=SINGLE, note="whitened in single precision; masked slots set to 0")
     penalty = load("openrlhf.trainer.ppo_utils.length_penalty")
     lengths = [10, 12, 14, 16, 20]
