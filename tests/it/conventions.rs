@@ -95,6 +95,7 @@ const UNRECORDED: &[&str] = &[
     "aggregate.micro_batches",
     "logprob.ratio",
     "logprob.sequence_ratio",
+    "mask.variance", // of OpenRLHF, part of its masked_normalize
     "optim.adamw",
     "optim.clip_grad_norm",
     "optim.lora",

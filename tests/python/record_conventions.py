@@ -21,11 +21,14 @@ import importlib.machinery
 import inspect
 import json
 import math
+import os
 import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiled functions run as they are written
 
 import numpy as np
 import torch
@@ -248,7 +251,9 @@ def verl(version):
         options = {} if by_std else {"std": "none"}
         advantages = estimate("compute_grpo_outcome_advantage", norm_adv_by_std_in_grpo=by_std)
         out.add(f"grpo, by std {by_std}", where + "compute_grpo_outcome_advantage", "advantage.group_norm",
-                by_group, {"advantages": by_response(advantages, mask)}, options=options)
+                by_group, {"advantages": by_response(advantages, mask)}, options=options,
+                tolerance=SINGLE if by_std else 1e-12,
+                note="1 + eps of the group of one is taken in single precision" if by_std else None)
         options = dict(options, **({"eps_mode": "floor_variance"} if old and by_std else {}))
         advantages = estimate("compute_grpo_vectorized_outcome_advantage", norm_adv_by_std_in_grpo=by_std)
         out.add(f"grpo_vectorized, by std {by_std}", where + "compute_grpo_vectorized_outcome_advantage",
@@ -557,7 +562,8 @@ def trl():
             options = {"group": {}, "batch": {"std_scope": "batch"}, "none": {"std": "none"}}[scale]
             out.add(f"advantages, {scale}, groups of {n}", where + "_generate_and_score_completions (its lines)",
                     "advantage.group_norm", {"rewards": rewards, "group": groups},
-                    {"advantages": names["advantages"]}, options=options)
+                    {"advantages": names["advantages"]}, options=options, tolerance=SINGLE,
+                    note="n / (n - 1) is taken in single precision")
 
     # RLOO's
     lines = between(rloo.RLOOTrainer._generate_and_score_completions, "grouped_rewards =", "torch.nan_to_num(advantages")
@@ -570,7 +576,7 @@ def trl():
                 {"rewards": rewards, "group": groups}, {"advantages": names["advantages"]})
 
     # The loss
-    def compute(kind, advantages, entropies=None, reference=None, mask=MASK, **options):
+    def compute(kind, advantages, entropies=None, reference=None, mask=MASK, drift=DRIFT, trainer=None, **options):
         logp = LOGP.clone().requires_grad_()
         arguments = {"delta": None, "use_bias_correction_kl": True, "sapo_temperature_pos": 1.0,
                      "sapo_temperature_neg": 1.05, "steps_per_generation": 1}
@@ -588,9 +594,9 @@ def trl():
             use_adaptive_entropy=False, args=SimpleNamespace(**arguments), **settings)
         ids = torch.zeros_like(mask, dtype=torch.long)
         inputs = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask,
-                  "advantages": advantages, "old_per_token_logps": LOGP - DRIFT,
+                  "advantages": advantages, "old_per_token_logps": LOGP - drift,
                   "num_items_in_batch": mask.sum(), "ref_per_token_logps": reference}
-        loss = grpo.GRPOTrainer._compute_loss(itself, None, inputs)
+        loss = (trainer or grpo.GRPOTrainer)._compute_loss(itself, None, inputs)
         loss.backward()
         return loss, logp.grad, itself._metrics["train"]
 
@@ -637,14 +643,40 @@ def trl():
                     gradients={"logp": gradient}, note=note)
         else:
             loss, gradient, _ = compute(kind, ADVANTAGES, **settings)
-            out.add(name, function, formula, policy, {"seq-mean:loss": loss}, options=options, note=note)
+            out.add(name, function, formula, policy, {"seq-mean:loss": loss}, options=options, note=note,
+                    tolerance=SINGLE)
 
+    summed("dapo", "objective.clip", "clip")
+    summed("dapo", "objective.clip", "clip-higher", options={"clip_ratio_high": 0.28}, epsilon_high=0.28)
     summed("dapo", "objective.gspo", "sequence level", importance_sampling_level="sequence")
     summed("dapo", "objective.gspo", "sequence level, wide", options={"clip_ratio_low": 0.5, "clip_ratio_high": 2.0},
            importance_sampling_level="sequence", epsilon_low=0.5, epsilon_high=2.0)
     summed("cispo", "objective.cispo", "cispo, 5", options={"clip_ratio_high": 5.0}, epsilon_high=5.0)
     summed("cispo", "objective.cispo", "cispo, 0.2")
-    summed("sapo", "objective.sapo", "sapo")
+    summed("sapo", "objective.sapo", "sapo", note="the temperatures are taken in single precision")
+
+    # Advantages of 0 leave the KL alone, and a ratio of 1 leaves the advantages
+    reference = kept(LOGP - REF_DRIFT, MASK) + LOGP * (1 - MASK)
+    loss, gradient, _ = compute("dapo", 0 * ADVANTAGES, reference=reference, beta=1.0, use_bias_correction_kl=False)
+    out.add("KL", function, "kl.estimate", {"logp": LOGP, "logp_ref": reference}, {"sum:kl": loss * MASK.sum()},
+            gradients={"logp": gradient * MASK.sum()})
+    for kind, options in [("dapo", {}), ("bnpo", {}), ("grpo", {"loss_agg_mode": "seq-mean-token-mean"}),
+                          ("dr_grpo", {"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 16.0})]:
+        for mask, name in [(MASK, "gaps"), (WITH_EMPTY, "an empty row")]:
+            if kind in ("grpo", "dr_grpo"):
+                options = dict(options, global_batch_size=4.0)
+            loss, _, _ = compute(kind, -VALUES, mask=mask, drift=0 * DRIFT)
+            out.add(f"aggregation, {kind}, {name}", function, "aggregate.loss", {"loss": VALUES, "response_mask": mask},
+                    {"loss": loss}, options=options)
+
+    # GMPO's loss
+    gmpo = load("trl.experimental.gmpo.gmpo_trainer").GMPOTrainer
+    for settings, options in [({}, {}), ({"epsilon_low": 0.2, "epsilon_high": 0.3},
+                                         {"clip_ratio_low": 0.2, "clip_ratio_high": 0.3})]:
+        loss, gradient, _ = compute("grpo", ADVANTAGES, trainer=gmpo, **dict(
+            {"epsilon_low": 0.4, "epsilon_high": 0.4}, **settings))
+        out.add(f"gmpo, {options or 'defaults'}", "trl.experimental.gmpo.gmpo_trainer.GMPOTrainer._compute_loss",
+                "objective.gmpo", policy, {"sum:loss": loss * 4}, options=options, gradients={"logp": gradient * 4})
 
     # RLOO's loss
     logp = LOGP.clone().requires_grad_()
@@ -741,6 +773,24 @@ def openrlhf():
         out.add(f"weights, {mode}", where + "PolicyLoss", "rollout.weights",
                 {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK},
                 {"weights": kept(weights[0], MASK)}, options=options, note="masked slots set to 0")
+    for level in [0.5, 0.75]:
+        loss = loss_module.PolicyLoss(is_correction_level="seq", is_correction_threshold=[level, 1 / level])
+        own, weights = loss_module.aggregate_loss, []
+        loss_module.aggregate_loss = lambda values, *args, **kwargs: weights.append(values) or values.sum()
+        loss(LOGP, LOGP, -torch.ones_like(LOGP), MASK, rollout_log_probs=LOGP - DRIFT)
+        loss_module.aggregate_loss = own
+        stays = kept((weights[0] != 0).double(), MASK)
+        out.add(f"rejection by sequence, {level}", where + "PolicyLoss", "rollout.rejection",
+                {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK}, {"response_mask": stays},
+                options={"rollout_rs_threshold": 1 / level, "rollout_rs_threshold_lower": level})
+    for settings, options in [({}, {}), ({"dual_clip": 1.5}, {"clip_ratio_c": 1.5})]:
+        own, taken = loss_module.aggregate_loss, []
+        loss_module.aggregate_loss = lambda values, *args, **kwargs: taken.append(values) or (values * MASK).sum()
+        logp = LOGP.clone().requires_grad_()
+        loss_module.PolicyLoss(**settings)(logp, LOGP - DRIFT, TOKEN_ADVANTAGES, MASK)[0].backward()
+        loss_module.aggregate_loss = own
+        out.add(f"ppo by token, {options or 'defaults'}", where + "PolicyLoss", "objective.clip", policy,
+                {"loss": kept(taken[0], MASK)}, options=options, gradients={"logp": logp.grad})
     for settings, options in [({}, {"cliprange_value": None}), ({"clip_eps": 0.25}, {"cliprange_value": 0.25})]:
         values = VALUES.clone().requires_grad_()
         before = (ADVANTAGES[:, None] / 2).expand_as(VALUES)
@@ -788,6 +838,11 @@ def openrlhf():
     logp.sum().backward()
     out.add("log-probabilities", "openrlhf.models.utils.log_probs_from_logits", "logprob.token",
             {"logits": LOGITS, "tokens": TOKENS}, {"logp": logp}, gradients={"logits": logits.grad})
+    logits = LOGITS.clone().requires_grad_()
+    entropy = utils.compute_entropy(logits)
+    entropy.sum().backward()
+    out.add("entropy", "openrlhf.models.utils.compute_entropy", "logprob.entropy", {"logits": LOGITS},
+            {"entropy": entropy}, gradients={"logits": logits.grad})
     for axis in [None, 1]:
         out.add(f"mean, axis {axis}", "openrlhf.models.utils.masked_mean", "mask.mean",
                 {"values": VALUES, "mask": MASK}, {"mean": utils.masked_mean(VALUES, MASK, dim=axis)},
