@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use grpo_oracle::Result;
 use grpo_oracle::convention::Convention;
 use grpo_oracle::evaluate::{Evaluation, Question, evaluate};
 use grpo_oracle::formula::Formula;
@@ -72,20 +73,53 @@ fn every_page_says_when_it_was_read_and_what_it_leaves_unsaid() {
 /// What each package gave, the formula gives under its convention.
 #[test]
 fn recorded_numbers_are_ours() {
-    let mut disagreements = Vec::new();
-    for (name, text) in RECORDED {
-        let recording: Value = serde_json::from_str(text).unwrap();
-        assert_eq!(recording["convention"], name);
-        let convention = Convention::find(name).unwrap();
+    let mut all = Vec::new();
+    for (name, recording) in recordings() {
         let version = name.rsplit_once('-').unwrap().1;
+        assert_eq!(recording["convention"], name);
         assert!(recording["version"].as_str().unwrap().starts_with(version), "{name} is of another version");
+        let convention = Convention::find(name).unwrap();
         for call in recording["calls"].as_array().unwrap() {
             let about =
                 format!("{name}, {}, {}", call["function"].as_str().unwrap(), call["name"].as_str().unwrap());
-            compare_call(&convention, call, &about, &mut disagreements);
+            let options = convention.options(call["formula"].as_str().unwrap());
+            let found = options.and_then(|options| disagreements(options, call));
+            let found = found.unwrap_or_else(|error| panic!("{about}: {error}"));
+            all.extend(found.iter().map(|difference| format!("{about}: {difference}")));
         }
     }
-    assert!(disagreements.is_empty(), "{}", disagreements.join("\n"));
+    assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+/// Options of recorded pages that no recorded number depends on.
+const UNTOLD: &[&str] = &[];
+
+/// Every option that a page sets is needed: with the specification's default in its place a recorded number is wrong.
+#[test]
+fn every_option_of_a_recorded_page_tells() {
+    let mut untold = Vec::new();
+    for (name, recording) in recordings() {
+        let convention = Convention::find(name).unwrap();
+        for (id, given) in &convention.formulas {
+            let defaults = Formula::<f64>::find(id).unwrap().resolve(&Map::new()).unwrap();
+            let calls = recording["calls"].as_array().unwrap().iter();
+            let calls: Vec<&Value> = calls.filter(|call| call["formula"] == *id.as_str()).collect();
+            for option in given.as_object().unwrap().keys().filter(|_| !UNRECORDED.contains(&id.as_str())) {
+                let mut without = convention.options(id).unwrap();
+                without.insert(option.clone(), defaults[option].clone());
+                let tells =
+                    |call: &&Value| disagreements(without.clone(), call).is_ok_and(|found| !found.is_empty());
+                if !calls.iter().any(tells) {
+                    untold.push(format!("{name}: {id}, {option}"));
+                }
+            }
+        }
+    }
+    assert_eq!(untold, UNTOLD);
+}
+
+fn recordings() -> impl Iterator<Item = (&'static str, Value)> {
+    RECORDED.iter().map(|(name, text)| (*name, serde_json::from_str(text).unwrap()))
 }
 
 /// The formulas of a recorded convention that no call was recorded for.
@@ -107,8 +141,7 @@ const UNRECORDED: &[&str] = &[
 #[test]
 fn what_a_package_computes_was_recorded() {
     let mut missing = Vec::new();
-    for (name, text) in RECORDED {
-        let recording: Value = serde_json::from_str(text).unwrap();
+    for (name, recording) in recordings() {
         let calls = recording["calls"].as_array().unwrap();
         let recorded: BTreeSet<&str> = calls.iter().map(|call| call["formula"].as_str().unwrap()).collect();
         for id in Convention::find(name).unwrap().formulas.keys() {
@@ -120,28 +153,28 @@ fn what_a_package_computes_was_recorded() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
-fn compare_call(convention: &Convention, call: &Value, about: &str, disagreements: &mut Vec<String>) {
+/// Where the formula under these options, and those of the call over them, differs from what was recorded.
+fn disagreements(mut options: Map<String, Value>, call: &Value) -> Result<Vec<String>> {
     let id = call["formula"].as_str().unwrap();
-    let mut options = convention.options(id).unwrap_or_else(|error| panic!("{about}: {error}"));
     options.extend(call["options"].as_object().unwrap().clone());
-    let question = Question::from_json(id, &json!({ "options": options, "inputs": call["inputs"] }));
-    let question = question.unwrap_or_else(|error| panic!("{about}: {error}"));
-    let answer = evaluate(id, &question).unwrap_or_else(|error| panic!("{about}: {error}"));
+    let question = Question::from_json(id, &json!({ "options": options, "inputs": call["inputs"] }))?;
+    let answer = evaluate(id, &question)?;
     let tolerance = call["tolerance"].as_f64().unwrap();
+    let mut found = Vec::new();
     for (output, recorded) in call["outputs"].as_object().unwrap() {
         let ours = read_output(&question, &answer, output);
         if !agree(&ours, &numbers(recorded), tolerance) {
-            disagreements.push(format!("{about}: {output} is {recorded} there and {ours:?} here"));
+            found.push(format!("{output} is {recorded} there and {ours:?} here"));
         }
     }
     let gradients = call.get("gradients").and_then(Value::as_object);
     for (input, recorded) in gradients.into_iter().flatten() {
         let ours = answer.gradients[input].reals();
         if !agree(ours, &numbers(recorded), tolerance) {
-            disagreements
-                .push(format!("{about}: the gradient by {input} is {recorded} there and {ours:?} here"));
+            found.push(format!("the gradient by {input} is {recorded} there and {ours:?} here"));
         }
     }
+    Ok(found)
 }
 
 /// An output by name, `sum:` of it, or `seq-mean:` its mean over the sequences of their token means.

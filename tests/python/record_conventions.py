@@ -144,6 +144,8 @@ DRIFT = tensor(
         [1.25, -2.0, 3.0, 0.25, 0.5],
     ]
 )  # policy less old policy
+RUNAWAY = DRIFT.clone()
+RUNAWAY[0, 0], RUNAWAY[1, 2], RUNAWAY[3, 1] = 25.0, -25.0, 25.0
 REF_DRIFT = tensor(
     [
         [0.5, -0.25, 1.0, 4.0, -4.0],
@@ -355,7 +357,7 @@ def verl(version):
                         shares, options=options, tolerance=SINGLE, note="shares are taken in single precision")
 
     # Policy losses by token: the aggregation is replaced by the plain sum, so that the losses show
-    def losses(function, advantages, mode="token-mean", **options):
+    def losses(function, advantages, mode="token-mean", drift=DRIFT, **options):
         taken = []
 
         def aggregate(loss_mat, loss_mask, loss_agg_mode, **counts):
@@ -366,7 +368,7 @@ def verl(version):
         try:
             logp = LOGP.clone().requires_grad_()
             getattr(core, function)(
-                old_logp, logp, advantages, MASK, loss_agg_mode=mode, config=actor(**options))[0].backward()
+                LOGP - drift, logp, advantages, MASK, loss_agg_mode=mode, config=actor(**options))[0].backward()
         finally:
             core.agg_loss = own
         return kept(taken[0][0], MASK), logp.grad, taken[0][1]
@@ -381,9 +383,34 @@ def verl(version):
     for name, formula, options in runs:
         if f"compute_policy_loss_{name}" not in dir(core):
             continue
-        loss, gradient, _ = losses(f"compute_policy_loss_{name}", TOKEN_ADVANTAGES, **options)
-        out.add(f"{name}, {options or 'defaults'}", where + f"compute_policy_loss_{name}", formula, policy,
-                {"loss": loss}, options=options, gradients={"logp": gradient})
+        for drift, tokens in [(DRIFT, "ordinary tokens"), (RUNAWAY, "runaway tokens")]:
+            if drift is RUNAWAY and options:
+                continue
+            loss, gradient, _ = losses(f"compute_policy_loss_{name}", TOKEN_ADVANTAGES, drift=drift, **options)
+            out.add(f"{name}, {options or 'defaults'}, {tokens}", where + f"compute_policy_loss_{name}", formula,
+                    dict(policy, logp_old=LOGP - drift), {"loss": loss}, options=options,
+                    gradients={"logp": gradient})
+    logp = LOGP.clone().requires_grad_()
+    returned = core.compute_policy_loss_vanilla(LOGP - RUNAWAY, logp, TOKEN_ADVANTAGES, MASK, config=actor())
+    returned[0].backward()
+    runaway = dict(policy, logp_old=LOGP - RUNAWAY)
+    out.add("vanilla, runaway tokens", where + "compute_policy_loss_vanilla", "objective.actor_loss", runaway,
+            {"loss": returned[0], "policy_loss": returned[0]}, gradients={"logp": logp.grad}, tolerance=ADDED)
+    out.add("metrics of vanilla, runaway tokens", where + "compute_policy_loss_vanilla", "metrics.policy", runaway,
+            {"clip_fraction": returned[1]["actor/pg_clipfrac"], "ppo_kl": returned[1]["actor/ppo_kl"],
+             "clip_fraction_lower": returned[1]["actor/pg_clipfrac_lower"]}, tolerance=SINGLE)
+    # The actor's loss as verl's workers add it up: policy, less the entropy's share, and the KL's
+    logp, entropy = LOGP.clone().requires_grad_(), VALUES.clone().requires_grad_()
+    loss = core.compute_policy_loss_vanilla(old_logp, logp, TOKEN_ADVANTAGES, MASK, config=actor())[0]
+    divergence = core.agg_loss(core.kl_penalty(logp, LOGP - REF_DRIFT, "low_var_kl"), MASK, "token-mean")
+    bonus = core.agg_loss(entropy, MASK, "token-mean")
+    total = loss - 0.25 * bonus + 0.5 * divergence
+    total.backward()
+    out.add("policy, KL and entropy", "compute_policy_loss_vanilla, kl_penalty and agg_loss, added as the workers do",
+            "objective.actor_loss", dict(policy, logp_ref=LOGP - REF_DRIFT, entropy=VALUES),
+            {"loss": total, "kl_loss": divergence, "entropy_loss": bonus},
+            options={"kl_loss_coef": 0.5, "entropy_coeff": 0.25},
+            gradients={"logp": logp.grad, "entropy": entropy.grad}, tolerance=ADDED)
     forced = losses("compute_policy_loss_gspo", TOKEN_ADVANTAGES)[2]
     assert forced == ("seq-mean-token-mean" if old else "token-mean"), forced
     loss, gradient, _ = losses("compute_policy_loss_gpg", TOKEN_ADVANTAGES)
@@ -783,13 +810,16 @@ def openrlhf():
         out.add(f"rejection by sequence, {level}", where + "PolicyLoss", "rollout.rejection",
                 {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK}, {"response_mask": stays},
                 options={"rollout_rs_threshold": 1 / level, "rollout_rs_threshold_lower": level})
-    for settings, options in [({}, {}), ({"dual_clip": 1.5}, {"clip_ratio_c": 1.5})]:
+    for settings, options, drift in [({}, {}, DRIFT), ({"dual_clip": 1.5}, {"clip_ratio_c": 1.5}, DRIFT),
+                                     ({}, {}, RUNAWAY)]:
         own, taken = loss_module.aggregate_loss, []
         loss_module.aggregate_loss = lambda values, *args, **kwargs: taken.append(values) or (values * MASK).sum()
         logp = LOGP.clone().requires_grad_()
-        loss_module.PolicyLoss(**settings)(logp, LOGP - DRIFT, TOKEN_ADVANTAGES, MASK)[0].backward()
+        loss_module.PolicyLoss(**settings)(logp, LOGP - drift, TOKEN_ADVANTAGES, MASK)[0].backward()
         loss_module.aggregate_loss = own
-        out.add(f"ppo by token, {options or 'defaults'}", where + "PolicyLoss", "objective.clip", policy,
+        tokens = "runaway tokens" if drift is RUNAWAY else "ordinary tokens"
+        out.add(f"ppo by token, {options or 'defaults'}, {tokens}", where + "PolicyLoss", "objective.clip",
+                dict(policy, logp_old=LOGP - drift),
                 {"loss": kept(taken[0], MASK)}, options=options, gradients={"logp": logp.grad})
     for settings, options in [({}, {"cliprange_value": None}), ({"clip_eps": 0.25}, {"cliprange_value": 0.25})]:
         values = VALUES.clone().requires_grad_()
