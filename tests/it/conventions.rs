@@ -92,7 +92,17 @@ fn recorded_numbers_are_ours() {
 }
 
 /// Options of recorded pages that no recorded number depends on.
-const UNTOLD: &[&str] = &[];
+const UNTOLD: &[&str] = &[
+    // NaN there, which is not recorded, or refused
+    "openrlhf-0.11: mask.mean, empty",
+    "openrlhf-0.11: advantage.group_norm, singleton",
+    "openrlhf-0.11: advantage.rloo, singleton",
+    // what it clamps the clamp of the output clamps first
+    "verl-0.7.0: objective.actor_loss, kl_input_clamp",
+    "verl-0.7.0: kl.estimate, input_clamp",
+    "verl-0.9.1: objective.actor_loss, kl_input_clamp",
+    "verl-0.9.1: kl.estimate, input_clamp",
+];
 
 /// Every option that a page sets is needed: with the specification's default in its place a recorded number is wrong.
 #[test]

@@ -145,7 +145,8 @@ DRIFT = tensor(
     ]
 )  # policy less old policy
 RUNAWAY = DRIFT.clone()
-RUNAWAY[0, 0], RUNAWAY[1, 2], RUNAWAY[3, 1] = 25.0, -25.0, 25.0
+RUNAWAY[0, 0], RUNAWAY[1, 0], RUNAWAY[1, 2], RUNAWAY[3, 1] = 25.0, 25.0, -25.0, 25.0
+HUGE = 1e12  # a bound above what the clamp of the log-ratio at 20 lets through, so that the clamp shows
 REF_DRIFT = tensor(
     [
         [0.5, -0.25, 1.0, 4.0, -4.0],
@@ -254,7 +255,7 @@ def verl(version):
         advantages = estimate("compute_grpo_outcome_advantage", norm_adv_by_std_in_grpo=by_std)
         out.add(f"grpo, by std {by_std}", where + "compute_grpo_outcome_advantage", "advantage.group_norm",
                 by_group, {"advantages": by_response(advantages, mask)}, options=options,
-                tolerance=SINGLE if by_std else 1e-12,
+                tolerance=1e-7 if by_std else 1e-12,
                 note="1 + eps of the group of one is taken in single precision" if by_std else None)
         options = dict(options, **({"eps_mode": "floor_variance"} if old and by_std else {}))
         advantages = estimate("compute_grpo_vectorized_outcome_advantage", norm_adv_by_std_in_grpo=by_std)
@@ -384,21 +385,27 @@ def verl(version):
         if f"compute_policy_loss_{name}" not in dir(core):
             continue
         for drift, tokens in [(DRIFT, "ordinary tokens"), (RUNAWAY, "runaway tokens")]:
-            if drift is RUNAWAY and options:
-                continue
+            if drift is RUNAWAY:
+                if options:
+                    continue
+                wider = {"vanilla": "clip_ratio_c", "cispo": "clip_ratio_high"}
+                options = {wider[name]: HUGE} if name in wider else {}
             loss, gradient, _ = losses(f"compute_policy_loss_{name}", TOKEN_ADVANTAGES, drift=drift, **options)
             out.add(f"{name}, {options or 'defaults'}, {tokens}", where + f"compute_policy_loss_{name}", formula,
                     dict(policy, logp_old=LOGP - drift), {"loss": loss}, options=options,
                     gradients={"logp": gradient})
     logp = LOGP.clone().requires_grad_()
-    returned = core.compute_policy_loss_vanilla(LOGP - RUNAWAY, logp, TOKEN_ADVANTAGES, MASK, config=actor())
+    returned = core.compute_policy_loss_vanilla(
+        LOGP - RUNAWAY, logp, TOKEN_ADVANTAGES, MASK, config=actor(clip_ratio_c=HUGE))
     returned[0].backward()
     runaway = dict(policy, logp_old=LOGP - RUNAWAY)
     out.add("vanilla, runaway tokens", where + "compute_policy_loss_vanilla", "objective.actor_loss", runaway,
-            {"loss": returned[0], "policy_loss": returned[0]}, gradients={"logp": logp.grad}, tolerance=ADDED)
+            {"loss": returned[0], "policy_loss": returned[0]}, options={"clip_ratio_c": HUGE},
+            gradients={"logp": logp.grad}, tolerance=ADDED)
     out.add("metrics of vanilla, runaway tokens", where + "compute_policy_loss_vanilla", "metrics.policy", runaway,
             {"clip_fraction": returned[1]["actor/pg_clipfrac"], "ppo_kl": returned[1]["actor/ppo_kl"],
-             "clip_fraction_lower": returned[1]["actor/pg_clipfrac_lower"]}, tolerance=SINGLE)
+             "clip_fraction_lower": returned[1]["actor/pg_clipfrac_lower"]}, options={"clip_ratio_c": HUGE},
+            tolerance=SINGLE)
     # The actor's loss as verl's workers add it up: policy, less the entropy's share, and the KL's
     logp, entropy = LOGP.clone().requires_grad_(), VALUES.clone().requires_grad_()
     loss = core.compute_policy_loss_vanilla(old_logp, logp, TOKEN_ADVANTAGES, MASK, config=actor())[0]
@@ -651,7 +658,7 @@ def trl():
                                           use_bias_correction_kl=weighted)
         out.add(f"dapo with KL, use_bias_correction_kl {weighted}", function, "objective.actor_loss",
                 dict(policy, logp_ref=LOGP - REF_DRIFT), {"loss": loss, "kl_loss": metrics["kl"][0]},
-                options={"kl_loss_coef": 0.25, "kl_ratio_weight": weighted}, gradients={"logp": gradient})
+                options=dict({"kl_loss_coef": 0.25}, **({} if weighted else {"kl_ratio_weight": False})), gradients={"logp": gradient})
     loss, gradient, metrics = compute("dapo", ADVANTAGES, entropies=VALUES, entropy_coef=0.25)
     out.add("dapo with entropy", function, "objective.actor_loss", dict(policy, entropy=VALUES),
             {"loss": loss, "entropy_loss": metrics["entropy"][0]}, options={"entropy_coeff": 0.25},
@@ -723,17 +730,20 @@ def trl():
     # Correction for the sampler's probabilities: the lines of _generate_and_score_completions
     lines = between(grpo.GRPOTrainer._generate_and_score_completions, "per_token_logps_diff = (old_per_token_logps",
                     "Unknown vLLM importance", also=1)
-    for mode, options in [("sequence_mask", {}), ("sequence_truncate", {"rollout_is_mode": "truncate"}),
-                          ("token_mask", {"rollout_is": "token"}),
-                          ("token_truncate", {"rollout_is": "token", "rollout_is_mode": "truncate"})]:
+    for mode, options, drift in [("sequence_mask", {}, DRIFT),
+                                 ("sequence_truncate", {"rollout_is_mode": "truncate"}, DRIFT),
+                                 ("token_mask", {"rollout_is": "token"}, DRIFT),
+                                 ("token_truncate", {"rollout_is": "token", "rollout_is_mode": "truncate"}, DRIFT),
+                                 ("sequence_mask", {"rollout_is_threshold": HUGE}, RUNAWAY)]:
         names = {"self": SimpleNamespace(vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=None,
-                                         vllm_importance_sampling_clip_max=3.0),
-                 "old_per_token_logps": LOGP, "sampling_per_token_logps": LOGP - DRIFT, "mask": MASK, "torch": torch,
+                                         vllm_importance_sampling_clip_max=options.get("rollout_is_threshold", 3.0)),
+                 "old_per_token_logps": LOGP, "sampling_per_token_logps": LOGP - drift, "mask": MASK, "torch": torch,
                  "math": math}
         exec(lines, names)
         weights = names["vllm_importance_sampling_ratio"].expand_as(MASK)
-        out.add(f"weights, {mode}", where + "_generate_and_score_completions (its lines)", "rollout.weights",
-                {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK},
+        name = f"weights, {mode}" + (", runaway tokens" if drift is RUNAWAY else "")
+        out.add(name, where + "_generate_and_score_completions (its lines)", "rollout.weights",
+                {"logp_old": LOGP, "logp_rollout": LOGP - drift, "response_mask": MASK},
                 {"weights": kept(weights, MASK)}, options=options, note="masked slots set to 0")
 
     # Log-probabilities, entropy, overlong
@@ -791,25 +801,35 @@ def openrlhf():
         policy_loss_type="gspo", clip_eps_low=0.5, clip_eps_high=2.0, tolerance=ADDED)
 
     # Its weights, from the loss with them: a ratio of 1 and an advantage of -1 leave the weight alone
-    for mode, options in [("mask", {}), ("clip", {"rollout_is_mode": "truncate"})]:
-        loss = loss_module.PolicyLoss(is_correction_level="token", is_correction_mode=mode)
+    for mode, options, drift, bounds in [("mask", {}, DRIFT, [0.5, 5.0]),
+                                         ("clip", {"rollout_is_mode": "truncate"}, DRIFT, [0.5, 5.0]),
+                                         ("mask", {"rollout_is_threshold": HUGE}, RUNAWAY, [0.5, HUGE])]:
+        loss = loss_module.PolicyLoss(is_correction_level="token", is_correction_mode=mode,
+                                      is_correction_threshold=bounds)
         own, weights = loss_module.aggregate_loss, []
         loss_module.aggregate_loss = lambda values, *args, **kwargs: weights.append(values) or values.sum()
-        loss(LOGP, LOGP, -torch.ones_like(LOGP), MASK, rollout_log_probs=LOGP - DRIFT)
+        loss(LOGP, LOGP, -torch.ones_like(LOGP), MASK, rollout_log_probs=LOGP - drift)
         loss_module.aggregate_loss = own
-        out.add(f"weights, {mode}", where + "PolicyLoss", "rollout.weights",
-                {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK},
+        name = f"weights, {mode}" + (", runaway tokens" if drift is RUNAWAY else "")
+        out.add(name, where + "PolicyLoss", "rollout.weights",
+                {"logp_old": LOGP, "logp_rollout": LOGP - drift, "response_mask": MASK},
                 {"weights": kept(weights[0], MASK)}, options=options, note="masked slots set to 0")
-    for level in [0.5, 0.75]:
-        loss = loss_module.PolicyLoss(is_correction_level="seq", is_correction_threshold=[level, 1 / level])
+    apart = torch.zeros_like(DRIFT)
+    apart[0, :3], apart[1], apart[2] = 1.25, -1.25, 0.25
+    apart[3, 0], apart[3, 1] = 25.0, -20.5  # the mean is beyond the bounds, and would not be if tokens were clamped
+    for drift, bounds, options in [
+        (DRIFT, [0.75, 1.25], {"rollout_rs_threshold": 1.25, "rollout_rs_threshold_lower": 0.75}),
+        (apart, [0.5, 5.0], {}),
+    ]:
+        loss = loss_module.PolicyLoss(is_correction_level="seq", is_correction_threshold=bounds)
         own, weights = loss_module.aggregate_loss, []
         loss_module.aggregate_loss = lambda values, *args, **kwargs: weights.append(values) or values.sum()
-        loss(LOGP, LOGP, -torch.ones_like(LOGP), MASK, rollout_log_probs=LOGP - DRIFT)
+        loss(LOGP, LOGP, -torch.ones_like(LOGP), MASK, rollout_log_probs=LOGP - drift)
         loss_module.aggregate_loss = own
         stays = kept((weights[0] != 0).double(), MASK)
-        out.add(f"rejection by sequence, {level}", where + "PolicyLoss", "rollout.rejection",
-                {"logp_old": LOGP, "logp_rollout": LOGP - DRIFT, "response_mask": MASK}, {"response_mask": stays},
-                options={"rollout_rs_threshold": 1 / level, "rollout_rs_threshold_lower": level})
+        out.add(f"rejection by sequence, {bounds}", where + "PolicyLoss", "rollout.rejection",
+                {"logp_old": LOGP, "logp_rollout": LOGP - drift, "response_mask": MASK}, {"response_mask": stays},
+                options=options)
     for settings, options, drift in [({}, {}, DRIFT), ({"dual_clip": 1.5}, {"clip_ratio_c": 1.5}, DRIFT),
                                      ({}, {}, RUNAWAY)]:
         own, taken = loss_module.aggregate_loss, []
@@ -851,17 +871,31 @@ def openrlhf():
         value = getattr(utils, approximate)(logp, LOGP - drift, kl_estimator=kind)
         value.sum().backward()
         out.add(f"{approximate} {kind}", f"openrlhf.models.utils.{approximate}", "kl.estimate",
-                {"logp": LOGP, "logp_ref": LOGP - drift}, {"kl": value}, options={"kl_penalty": kind},
+                {"logp": LOGP, "logp_ref": LOGP - drift}, {"kl": value}, options={} if kind == "k1" else {"kl_penalty": kind},
                 gradients={"logp": logp.grad}, tolerance=SINGLE, note="in single precision")
+    far = REF_DRIFT * 4
+    logp = LOGP.clone().requires_grad_()
+    loss = loss_module.PolicyLoss()(logp, LOGP - DRIFT, TOKEN_ADVANTAGES, MASK)[0]
+    divergence = loss_module.aggregate_loss(getattr(utils, approximate)(logp, LOGP - far, kl_estimator="k1"), MASK)
+    (loss + 0.5 * divergence).backward()
+    out.add("policy and KL", f"PolicyLoss, {approximate} and aggregate_loss, added as the actor does",
+            "objective.actor_loss", dict(policy, logp_ref=LOGP - far),
+            {"loss": loss + 0.5 * divergence, "kl_loss": divergence}, options={"kl_loss_coef": 0.5},
+            gradients={"logp": logp.grad}, tolerance=SINGLE)
+    logp = LOGP.clone().requires_grad_()
+    loss = loss_module.PolicyLoss()(logp, LOGP - RUNAWAY, TOKEN_ADVANTAGES, MASK)[0]
+    loss.backward()
+    out.add("ppo, runaway tokens", where + "PolicyLoss", "objective.actor_loss", dict(policy, logp_old=LOGP - RUNAWAY),
+            {"loss": loss, "policy_loss": loss}, gradients={"logp": logp.grad})
     score = tensor([1.0, 0.5, -0.25, 2.0])
-    reward = utils.compute_reward(score, 0.25, kept(REF_DRIFT, MASK), MASK)
+    divergence = getattr(utils, approximate)(LOGP, LOGP - far, kl_estimator="k1").double()
+    reward = utils.compute_reward(score, 0.25, divergence, MASK)
     scores = torch.zeros_like(MASK)
     for i, keep in enumerate(MASK):
         scores[i, int(keep.nonzero()[-1])] = score[i]
     out.add("KL in the reward", "openrlhf.models.utils.compute_reward", "kl.in_reward",
-            {"scores": scores, "logp": LOGP, "logp_ref": LOGP - REF_DRIFT, "response_mask": MASK},
-            {"rewards": reward}, options={"kl_coef": 0.25, "output_clamp": None},
-            note="its KL, which the caller computes and clamps to 10, is given here; the masked slots' is 0")
+            {"scores": scores, "logp": LOGP, "logp_ref": LOGP - far, "response_mask": MASK},
+            {"rewards": kept(reward, MASK)}, options={"kl_coef": 0.25}, note="masked slots set to 0")
     logits = LOGITS.clone().requires_grad_()
     sys.modules["flash_attn.ops.triton.cross_entropy"] = None  # not installed: its own way without it
     logp = utils.log_probs_from_logits(logits * 1.0, TOKENS)
@@ -912,10 +946,24 @@ def openrlhf():
             dict(by_group, response_mask=mask), {"advantages": kept(found, mask)}, tolerance=SINGLE,
             note="whitened in single precision; masked slots, which OpenRLHF leaves, set to 0")
     zero = [0.0] * 4
-    for gamma, lam in [(1.0, 1.0), (0.5, 0.75)]:
-        found, returns = advantages("gae", zero, 1, gamma, lam, TOKEN_REWARDS, VALUES, MASK)
-        out.add(f"gae, gamma {gamma}", function, "advantage.gae",
-                {"rewards": TOKEN_REWARDS, "values": VALUES, "response_mask": MASK},
+    found, _ = advantages("reinforce_baseline", EVEN_REWARDS[:3], 1, mask=mask[:3])
+    out.add("reinforce_baseline, groups of one", function, "advantage.reinforce_plus_plus_baseline",
+            {"rewards": EVEN_REWARDS[:3], "group": [0, 1, 2], "response_mask": mask[:3]},
+            {"advantages": kept(found, mask[:3])}, tolerance=SINGLE)
+    small = 2.0**-14  # so that the variance is below its bound
+    found, _ = advantages("reinforce_baseline", [reward * small for reward in EVEN_REWARDS], 4, mask=mask)
+    out.add("reinforce_baseline, small", function, "advantage.reinforce_plus_plus_baseline",
+            {"rewards": [reward * small for reward in EVEN_REWARDS], "group": EVEN_GROUPS, "response_mask": mask},
+            {"advantages": kept(found, mask)}, tolerance=SINGLE)
+    found, returns = advantages("reinforce", zero, 1, 1.0, 1.0, kept(TOKEN_REWARDS, MASK) * small, VALUES, MASK)
+    out.add("reinforce, small", function, "advantage.reinforce_plus_plus",
+            {"rewards": TOKEN_REWARDS * small, "response_mask": MASK},
+            {"advantages": kept(found, MASK), "returns": kept(returns, MASK)}, tolerance=SINGLE)
+    for gamma, lam, factor in [(1.0, 1.0, 1.0), (0.5, 0.75, 1.0), (1.0, 1.0, small)]:
+        rewards, values = TOKEN_REWARDS * factor, VALUES * factor
+        found, returns = advantages("gae", zero, 1, gamma, lam, rewards, values, MASK)
+        out.add(f"gae, gamma {gamma}, times {factor}", function, "advantage.gae",
+                {"rewards": rewards, "values": values, "response_mask": MASK},
                 {"advantages": kept(found, MASK), "returns": kept(returns, MASK)},
                 options={"gamma": gamma, "lam": lam}, tolerance=SINGLE,
                 note="the tokens' rewards are given as a KL of coefficient 1; masked slots set to 0")
