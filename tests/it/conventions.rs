@@ -347,11 +347,12 @@ fn easyr1_brian_on_its_own_examples() {
         &[1.0, 0.0, 1.0, 1.0, 1.0],
     );
     let binary = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0];
-    let expected = [-0.7071, 0.0, 0.0, 0.7071, 0.0, 0.0];
+    let half = 0.5_f64.sqrt();
+    let expected = [-half, 0.0, 0.0, half, 0.0, 0.0];
     expect(&filtered(&binary, 0.5, 0.5, true), &expected, &[1.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
     expect(&filtered(&[0.0, 0.0, 1.0, 1.0], 0.0, 0.5, true), &[0.0, 0.0, 0.8660, 0.0], &[0.0, 0.0, 1.0, 0.0]);
     let lone = [0.0, 0.0, 0.0, 1.0];
-    expect(&filtered(&lone, 0.5, 1.0, true), &[-0.7071, 0.0, 0.0, 0.7071], &[1.0, 0.0, 0.0, 1.0]);
+    expect(&filtered(&lone, 0.5, 1.0, true), &[-half, 0.0, 0.0, half], &[1.0, 0.0, 0.0, 1.0]);
     expect(&filtered(&lone, 0.5, 1.0, false), &[-0.5, 0.0, 0.0, 1.5], &[1.0, 0.0, 0.0, 1.0]);
     for (count, ratio, kept) in [(2, 0.7, 1.0), (3, 0.7, 2.0), (100, 0.29, 28.0), (50, 0.58, 28.0)] {
         let rewards: Vec<f64> = (0..2 * count).map(|i| if i < count { 1.0 } else { 0.0 }).collect();
