@@ -17,8 +17,31 @@ pub struct Convention {
     pub formulas: Map<String, Value>,
 }
 
-/// The pages by name.
-const PAGES: &[(&str, &str)] = &[("verl-0.9.1", include_str!("../spec/conventions/verl-0.9.1.md"))];
+/// The pages by name: documents, papers, code.
+const PAGES: &[(&str, &str)] = &[
+    ("doc-compute-new-adv", include_str!("../spec/conventions/doc-compute-new-adv.md")),
+    ("doc-group-ppo", include_str!("../spec/conventions/doc-group-ppo.md")),
+    ("doc-cs336-notes", include_str!("../spec/conventions/doc-cs336-notes.md")),
+    ("doc-grpo-trainer-guide", include_str!("../spec/conventions/doc-grpo-trainer-guide.md")),
+    ("doc-grpo-dapo-fix", include_str!("../spec/conventions/doc-grpo-dapo-fix.md")),
+    ("ppo", include_str!("../spec/conventions/ppo.md")),
+    ("deepseek-math", include_str!("../spec/conventions/deepseek-math.md")),
+    ("dr-grpo", include_str!("../spec/conventions/dr-grpo.md")),
+    ("dapo", include_str!("../spec/conventions/dapo.md")),
+    ("cispo", include_str!("../spec/conventions/cispo.md")),
+    ("gspo", include_str!("../spec/conventions/gspo.md")),
+    ("gmpo", include_str!("../spec/conventions/gmpo.md")),
+    ("sapo", include_str!("../spec/conventions/sapo.md")),
+    ("verl-0.9.1", include_str!("../spec/conventions/verl-0.9.1.md")),
+    ("verl-0.7.0", include_str!("../spec/conventions/verl-0.7.0.md")),
+    ("trl-1.16", include_str!("../spec/conventions/trl-1.16.md")),
+    ("openrlhf-0.11", include_str!("../spec/conventions/openrlhf-0.11.md")),
+    ("nemo-rl", include_str!("../spec/conventions/nemo-rl.md")),
+    ("open-instruct", include_str!("../spec/conventions/open-instruct.md")),
+    ("easyr1-brian", include_str!("../spec/conventions/easyr1-brian.md")),
+    ("group-ppo-published", include_str!("../spec/conventions/group-ppo-published.md")),
+    ("cs336", include_str!("../spec/conventions/cs336.md")),
+];
 
 impl Convention {
     /// Every convention, in the order of the pages' list.

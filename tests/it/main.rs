@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod command;
+mod conventions;
 mod documents;
 mod errata;
 mod fixtures;
