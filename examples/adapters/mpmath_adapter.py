@@ -1907,7 +1907,7 @@ def metrics_health(c, x, o):
 def metrics_pass_at_k(c, x, o):
     def estimate(b):
         n, correct = x.num_samples[b], x.num_correct[b]
-        if n != int(n) or correct != int(correct) or not 0 <= correct <= n:
+        if n != int(n) or correct != int(correct) or not 0 <= correct <= n or n > 2**24:
             raise Fault("input", f"{correct} correct of {n}")
         if n < o.k:
             raise Fault("group-size", f"{n} samples for k = {o.k}")
@@ -2041,7 +2041,7 @@ def reward_overlong(c, x, o):
 # sampling -------------------------------------------------------------------------------------------------------------
 
 
-@formula("sampling.repeat", inputs={"index": data("B")}, options={"n": whole(least=1), "interleave": flag})
+@formula("sampling.repeat", inputs={"index": data("B")}, options={"n": whole(least=1, most=65536), "interleave": flag})
 def sampling_repeat(c, x, o):
     batch = len(x.index.data)
     entries = [x.index[i // o.n if o.interleave else i % batch] for i in range(batch * o.n)]
