@@ -89,7 +89,7 @@ pub fn actor_loss(
         let logp = select(logp, response_mask);
         let mut kl = kl::estimate(&logp, &select_like(logp_ref, response_mask)?, &options.kl())?;
         if options.kl_ratio_weight {
-            kl = kl * log_ratio(&logp, &select(logp_old, response_mask), &options.clip.ratio()).exp();
+            kl *= log_ratio(&logp, &select(logp_old, response_mask), &options.clip.ratio()).exp();
         }
         aggregate::loss(&kl, response_mask, &options.aggregate)?
     };
