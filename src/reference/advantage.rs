@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2, Zip};
 
 use super::Real;
-use super::mask::{self, all_equal, kept, mean_of, variance_of};
+use super::mask::{self, all_equal, kept, mean_of, mean_of_inputs, variance_of};
 use crate::axes::Axes;
 use crate::options::{
     Ddof, EmptyMean, EpsMode, Gpg, GpgAlpha, GroupNorm, GroupStd, LoneMember, MaskedReturn, Opo,
@@ -63,36 +63,43 @@ fn normalised<R: Real>(rewards: &[R], batch: &[R], options: &GroupNorm) -> Vec<R
     if all_equal(rewards) {
         return zeros(rewards);
     }
-    let of_member = |member: usize| {
-        let others = others(rewards, member);
-        let (around, spread): (&[R], &[R]) = match options.std_scope {
-            StdScope::Group => (rewards, rewards),
-            StdScope::Batch => (rewards, batch),
-            StdScope::LeaveOneOut => (&others, &others),
-        };
-        let centred = rewards[member] - mean(around);
-        // Only the others can be alike here, or a single one.
-        if all_equal(spread) { centred } else { scaled(centred, spread, options) }
-    };
-    (0..rewards.len()).map(of_member).collect()
+    match options.std_scope {
+        StdScope::Group => standardised(rewards, rewards, rewards, options),
+        StdScope::Batch => standardised(rewards, rewards, batch, options),
+        StdScope::LeaveOneOut => (0..rewards.len())
+            .flat_map(|member| {
+                let others = others(rewards, member);
+                standardised(&rewards[member..=member], &others, &others, options)
+            })
+            .collect(),
+    }
 }
 
-/// A centred reward over the deviation of some rewards that are not all equal.
-fn scaled<R: Real>(centred: R, spread: &[R], options: &GroupNorm) -> R {
+/// Rewards less the mean of those around them, over the deviation of a spread.
+fn standardised<R: Real>(rewards: &[R], around: &[R], spread: &[R], options: &GroupNorm) -> Vec<R> {
+    let mean = mean(around);
+    let centred: Vec<R> = rewards.iter().map(|&reward| reward - mean).collect();
+    // Only the others can be alike here, or a single one.
+    if all_equal(spread) { centred } else { scaled(&centred, spread, options) }
+}
+
+/// Centred rewards over the deviation of some rewards that are not all equal.
+fn scaled<R: Real>(centred: &[R], spread: &[R], options: &GroupNorm) -> Vec<R> {
     let ddof = match options.std {
         GroupStd::Sample => Ddof::Sample,
         GroupStd::Population => Ddof::Population,
-        GroupStd::None => return centred,
+        GroupStd::None => return centred.to_vec(),
     };
     let (variance, eps) = (variance_of(spread, ddof), R::constant(options.eps));
-    match options.eps_mode {
+    let over_std = |&centred: &R| match options.eps_mode {
         EpsMode::Add => centred / (variance.sqrt() + eps),
         EpsMode::FloorVariance => centred / (variance.max(eps).sqrt() + eps),
         EpsMode::Threshold => {
             let std = variance.sqrt();
             std.select_less(eps, R::constant(0.0), centred / std)
         }
-    }
+    };
+    centred.iter().map(over_std).collect()
 }
 
 fn normalised_alone<R: Real>(label: i64, reward: R, options: &GroupNorm) -> Result<R> {
@@ -147,9 +154,7 @@ pub struct Relative<R> {
 /// ```
 pub fn relative<R: Real>(rewards: &ArrayRef1<R>, group: &ArrayRef1<i64>) -> Result<Relative<R>> {
     Axes::default().bind("rewards", &["B"], rewards.shape())?.bind("group", &["B"], group.shape())?;
-    let baseline = by_group(rewards, group, |_, rewards| {
-        Ok(vec![if all_equal(rewards) { rewards[0] } else { mean(rewards) }; rewards.len()])
-    })?;
+    let baseline = by_group(rewards, group, |_, rewards| Ok(vec![mean_of_inputs(rewards); rewards.len()]))?;
     let relative = Zip::from(rewards).and(&baseline).map_collect(|&reward, &baseline| reward - baseline);
     Ok(Relative { relative, baseline })
 }
@@ -500,7 +505,7 @@ pub fn pass_at_k<R: Real>(
         let mut advantages = zeros(rewards);
         if rewards[best].value() > rewards[second].value() {
             let norm = GroupNorm { std: options.std, eps: options.eps, ..GroupNorm::eq28() };
-            advantages[best] = scaled(rewards[best] - rewards[second], rewards, &norm);
+            advantages[best] = scaled(&[rewards[best] - rewards[second]], rewards, &norm)[0];
         }
         Ok(advantages)
     })

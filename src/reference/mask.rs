@@ -245,6 +245,11 @@ pub(super) fn mean_of<R: Real>(numbers: impl IntoIterator<Item = R>, empty: Empt
     R::sum(numbers) / count
 }
 
+/// The mean of one input or more; that of equal ones is that number, whatever their sum rounds to.
+pub(super) fn mean_of_inputs<R: Real>(numbers: &[R]) -> R {
+    if all_equal(numbers) { numbers[0] } else { mean_of(numbers.iter().copied(), EmptyMean::Zero) }
+}
+
 /// The variance of more than ddof numbers, about their mean; 0 when they are all equal, whatever their mean rounds to.
 pub(super) fn variance_of<R: Real>(numbers: &[R], ddof: Ddof) -> R {
     if all_equal(numbers) {

@@ -4,7 +4,7 @@ use ndarray::{Array1, ArrayRef1, ArrayRef2};
 
 use super::Real;
 use super::logprob::log_ratio;
-use super::mask::{all_equal, mean_of, variance_of};
+use super::mask::{mean_of, variance_of};
 use super::objective::{bind, clipped, gain_is_clipped};
 use crate::axes::Axes;
 use crate::options::{AdvantageMetrics, Clip, Ddof, EmptyMean, HealthRules, PassAtK, ProcessedExcludes};
@@ -193,7 +193,7 @@ fn statistics<R: Real>(numbers: impl Iterator<Item = R>) -> Statistics<R> {
     let zero = R::constant(0.0);
     Statistics {
         mean: mean_of(numbers.iter().copied(), EmptyMean::Zero),
-        std: if all_equal(&numbers) { zero } else { variance_of(&numbers, Ddof::Sample).sqrt() },
+        std: variance_of(&numbers, Ddof::Sample).sqrt(),
         max: numbers.iter().copied().reduce(R::max).unwrap_or(zero),
         min: numbers.iter().copied().reduce(R::min).unwrap_or(zero),
     }

@@ -6,12 +6,10 @@ use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2};
 
 use super::Real;
 use super::advantage::groups;
-use super::mask::{all_equal, mean_of, variance_of};
+use super::mask::{all_equal, mean_of_inputs, variance_of};
 use crate::Result;
 use crate::axes::Axes;
-use crate::options::{
-    Ddof, Distribution, Dynamic, DynamicRule, DynamicSingleton, EmptyMean, Repeat, Resample,
-};
+use crate::options::{Ddof, Distribution, Dynamic, DynamicRule, DynamicSingleton, Repeat, Resample};
 
 /// The batch with every prompt as often as it is to be answered.
 ///
@@ -110,9 +108,7 @@ fn differ<R: Real>(rewards: &[R], singleton: DynamicSingleton) -> R {
 /// 1 if low < mean < high, else 0.
 fn mean_in_range<R: Real>(rewards: &[R], low: f64, high: f64) -> R {
     let (zero, one) = (R::constant(0.0), R::constant(1.0));
-    // The mean of equal rewards is that reward, whatever their sum rounds to.
-    let mean =
-        if all_equal(rewards) { rewards[0] } else { mean_of(rewards.iter().copied(), EmptyMean::Zero) };
+    let mean = mean_of_inputs(rewards);
     let below = mean.select_less(R::constant(high), one, zero);
     R::constant(low).select_less(mean, below, zero)
 }
