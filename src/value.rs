@@ -1,6 +1,6 @@
 //! Named arrays as they stand in JSON: the inputs and outputs of formulas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ndarray::{ArrayD, IxDyn};
 use serde_json::{Map, Value, json};
@@ -232,8 +232,12 @@ fn parse(name: &str, kind: Kind, entries: &[&Value]) -> Result<Data> {
                 return Ok(Data::Integer(entries.iter().filter_map(|entry| whole(entry)).collect()));
             }
             // Only equality counts: each label is numbered by its first appearance.
-            let first = |entry: &&Value| entries.iter().position(|other| other == entry).unwrap_or(0) as i64;
-            Ok(Data::Integer(entries.iter().map(first).collect()))
+            let mut numbered = HashMap::new();
+            let labels = entries.iter().map(|entry| {
+                let next = numbered.len() as i64;
+                *numbered.entry((whole(entry), entry.as_str())).or_insert(next)
+            });
+            Ok(Data::Integer(labels.collect()))
         }
         Kind::Text => {
             all("a text", entries.iter().position(|entry| !entry.is_string()))?;

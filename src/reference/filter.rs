@@ -156,15 +156,9 @@ fn decided<R: Real>(entry: R, rewards: &[R], options: &Filter) -> R {
 }
 
 /// Whether sums of these numbers, in any order, and n times any of them are exact in single precision already: they
-/// are multiples of a power of two that is not too small.
+/// are multiples of 2^-24 of a power of two that no sum exceeds.
 fn add_up_exactly<R: Real>(numbers: &[R]) -> bool {
-    let last_bit = |x: f64| {
-        let power = f64::from_bits(x.to_bits() & 0x7ff0_0000_0000_0000); // 2^e <= |x|
-        let zeros = (x.to_bits() & 0x000f_ffff_ffff_ffff | 0x0010_0000_0000_0000).trailing_zeros();
-        power * 2.0_f64.powi(zeros as i32 - 52)
-    };
-    let values = || numbers.iter().map(|number| number.value()).filter(|&x| x != 0.0);
-    let step = values().map(last_bit).fold(f64::INFINITY, f64::min);
-    let largest = values().map(f64::abs).fold(0.0, f64::max);
-    largest * numbers.len() as f64 <= step * f64::from(1 << 24)
+    let largest = numbers.iter().map(|number| number.value().abs()).fold(0.0, f64::max);
+    let step = ((numbers.len() as f64 * largest).log2().ceil() - 24.0).exp2();
+    numbers.iter().all(|number| (number.value() / step).fract() == 0.0)
 }

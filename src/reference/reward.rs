@@ -114,7 +114,7 @@ fn numbers(text: &str) -> Vec<String> {
     let mut at = 0;
     while let Some(step) = text[at..].chars().next() {
         // A minus sign that follows a letter or digit subtracts; it is not a sign.
-        let sign_may_stand_here = !text[..at].ends_with(|before: char| before.is_alphanumeric());
+        let sign_may_stand_here = !text[..at].ends_with(|before: char| before.is_ascii_alphanumeric());
         match number_at_start(&text[at..]) {
             Some((number, length)) if step != '-' || sign_may_stand_here => {
                 found.push(number);

@@ -1,11 +1,14 @@
 //! Laws of the advantages.
 
+use grpo_oracle::Error;
+use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::options::{
     Gpg, GroupNorm, GroupStd, LoneMember, MaskedReturn, Opo, PassAtKAdvantage, ReinforcePlusPlus,
     ReinforcePlusPlusBaseline, Rloo, StdScope,
 };
 use grpo_oracle::reference::advantage;
 use ndarray::{Array1, Array2, array};
+use serde_json::{Value, json};
 
 use super::hold;
 
@@ -242,4 +245,24 @@ fn grouped(rewards: &[(i8, u8)]) -> (Array1<f64>, Array1<i64>) {
 
 fn close(left: &Array1<f64>, right: &Array1<f64>) -> bool {
     left.len() == right.len() && left.iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-11)
+}
+
+/// 0 and 0.0 are one label, 0 and "0" are two, also where numbers and texts stand beside each other.
+#[test]
+fn of_labels_only_the_equality_counts() {
+    let answer = |labels: Value| {
+        let inputs = json!({ "rewards": [1.0, 2.0, 3.0, 5.0], "group": labels });
+        let question = Question::from_json("advantage.relative", &json!({ "inputs": inputs }))?;
+        Ok::<_, Error>(evaluate("advantage.relative", &question)?.outputs["baseline"].reals().to_vec())
+    };
+    for labels in [json!([0, 0.0, 1, 1]), json!(["0", "0", 0, 0.0]), json!([0.0, 0, "", ""])] {
+        assert_eq!(answer(labels), Ok(vec![1.5, 1.5, 4.0, 4.0]));
+    }
+    // Neighbours that are one number in double precision.
+    let near = json!([9_007_199_254_740_993_i64, 9_007_199_254_740_993_i64, 9_007_199_254_740_992_i64, 0]);
+    assert_eq!(answer(near), Ok(vec![1.5, 1.5, 3.0, 5.0]));
+    for label in [json!(0.5), json!(true), json!(null), json!("NaN")] {
+        let is_text = label.is_string();
+        assert_eq!(answer(json!([0, 0, 1, label])).is_ok(), is_text);
+    }
 }

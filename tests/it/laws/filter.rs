@@ -2,8 +2,8 @@
 #![expect(clippy::approx_constant, reason = "the digits that the published code gave")]
 
 use grpo_oracle::options::{Aggregate, Filter, LossAggMode};
-use grpo_oracle::reference::aggregate;
 use grpo_oracle::reference::filter::{FilterOutput, filter};
+use grpo_oracle::reference::{Bounded, aggregate};
 use ndarray::{Array1, Array2};
 
 use super::{Unit, hold};
@@ -126,4 +126,24 @@ fn filtered_samples_leave_every_aggregate() {
         with.iter().zip(without).all(|(a, b)| a.is_finite() && (a - b).abs() < 1e-12)
     }
     hold(law as fn(Vec<(Unit, Unit, i8)>, Unit, Unit) -> bool);
+}
+
+/// Whether a sample is the mean is certain where sums are exact in single precision, whatever their order, and not where
+/// rounding could have moved one.
+#[test]
+fn a_sum_that_single_precision_holds_leaves_no_doubt() {
+    let margin = |rewards: &[f64]| {
+        let rewards: Array1<Bounded> = rewards.iter().map(|&reward| Bounded::exact(reward)).collect();
+        let output = filter(&rewards, &Array1::zeros(rewards.len()), &options(0.5, 0.5, false));
+        output.expect("advantages").kept[0].margin
+    };
+    for scale in [1.0, -1.0, 0.125, 1024.0] {
+        let scaled = |rewards: [f64; 3]| rewards.map(|reward| reward * scale);
+        assert!(margin(&scaled([1.0, 2.0, 3.0])) > 0.01, "{scale}");
+        assert!(margin(&scaled([-1.0, 0.0, 1.0])) > 0.01, "{scale}");
+        // Three times the largest is just below 2^24, and just above, where an odd sum is lost.
+        assert!(margin(&scaled([0.0, 2_796_201.0, 5_592_402.0])) > 0.01, "{scale}");
+        assert_eq!(margin(&scaled([0.0, 2_796_203.0, 5_592_406.0])), 0.0, "{scale}");
+    }
+    assert_eq!(margin(&[0.1, 0.5, 0.9, 1.3, 1.7]), 0.0);
 }
