@@ -1,0 +1,5 @@
+//! The subcommands.
+
+pub(crate) mod eval;
+pub(crate) mod show;
+pub(crate) mod verify;

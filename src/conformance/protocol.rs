@@ -1,0 +1,162 @@
+//! What the judge and an adapter say to each other: one JSON object a line. The case's id, its flags and the right
+//! answer are never sent.
+
+use serde_json::{Map, Value, json};
+
+use super::Dtype;
+use crate::evaluate::{Question, named_json};
+use crate::value::{Array, Kind, Named};
+
+/// The version of the protocol.
+pub const PROTOCOL: u64 = 1;
+
+/// What an adapter says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hello {
+    /// The implementation's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The language that it is written in.
+    pub language: String,
+    /// The format that it computes in.
+    pub dtype: Dtype,
+    /// The formulas that it has, by id.
+    pub formulas: Vec<String>,
+}
+
+/// A question put to an adapter.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The formula's id.
+    pub formula: &'a str,
+    /// Options and inputs.
+    pub question: &'a Question,
+    /// The outputs wanted, and the gradients as `grad:` and the input's name.
+    pub want: &'a [String],
+}
+
+/// What an adapter answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Everything that was wanted, by name.
+    Answer(Named),
+    /// An error, as the formula may have it.
+    Error {
+        /// Its code.
+        kind: String,
+        /// What the adapter says about it.
+        message: String,
+    },
+    /// The adapter does not do this, and says why.
+    Unsupported(String),
+}
+
+impl Hello {
+    /// Reads the answer to `hello`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn from_json(json: &Value) -> Result<Self, String> {
+        let fields = &["protocol", "name", "version", "language", "dtype", "formulas"];
+        let hello = object(json, "the answer to hello", fields)?;
+        if hello.get("protocol") != Some(&json!(PROTOCOL)) {
+            let got = hello.get("protocol").unwrap_or(&Value::Null);
+            return Err(format!("hello has the protocol {got}; this judge speaks {PROTOCOL}"));
+        }
+        let text = |name: &str| match hello.get(name) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            _ => Err(format!("hello lacks the text `{name}`")),
+        };
+        let dtype = text("dtype")?;
+        let dtype = Dtype::ALL
+            .into_iter()
+            .find(|known| known.name() == dtype)
+            .ok_or_else(|| format!("hello has the dtype `{dtype}`; there are f64, f32 and bf16"))?;
+        let formulas = hello.get("formulas").and_then(Value::as_array);
+        let formulas = formulas.and_then(|ids| ids.iter().map(|id| id.as_str().map(str::to_owned)).collect());
+        let formulas = formulas.ok_or("hello lacks `formulas`, a list of ids")?;
+        Ok(Self {
+            name: text("name")?,
+            version: text("version")?,
+            language: text("language")?,
+            dtype,
+            formulas,
+        })
+    }
+
+    /// The answer to `hello`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "protocol": PROTOCOL, "name": self.name, "version": self.version, "language": self.language,
+            "dtype": self.dtype.name(), "formulas": self.formulas,
+        })
+    }
+}
+
+impl Request<'_> {
+    /// The line that is sent.
+    pub fn to_json(&self, id: u64) -> Value {
+        json!({
+            "id": id, "cmd": "run", "formula": self.formula,
+            "options": self.question.options, "inputs": named_json(&self.question.inputs), "want": self.want,
+        })
+    }
+}
+
+impl Reply {
+    /// Reads the line that answers the request of this id.
+    ///
+    /// # Errors
+    /// How it breaks the protocol, in a sentence.
+    pub fn from_json(json: &Value, id: u64, want: &[String]) -> Result<Self, String> {
+        let line = object(json, "the answer", &["id", "ok", "error", "unsupported"])?;
+        if line.get("id") != Some(&json!(id)) {
+            let got = line.get("id").unwrap_or(&Value::Null);
+            return Err(format!("the answer has the id {got} where {id} was asked"));
+        }
+        match (line.get("ok"), line.get("error"), line.get("unsupported")) {
+            (Some(ok), None, None) => answer(ok, want).map(Self::Answer),
+            (None, Some(error), None) => {
+                let error = object(error, "`error`", &["kind", "message"])?;
+                let text = |name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
+                let kind = text("kind").ok_or("`error` lacks the text `kind`")?;
+                Ok(Self::Error { kind, message: text("message").unwrap_or_default() })
+            }
+            (None, None, Some(Value::String(why))) => Ok(Self::Unsupported(why.clone())),
+            (None, None, Some(_)) => Err("`unsupported` is not a text".to_owned()),
+            _ => Err("the answer has not exactly one of ok, error and unsupported".to_owned()),
+        }
+    }
+
+    /// The line that answers the request of this id.
+    pub fn to_json(&self, id: u64) -> Value {
+        match self {
+            Self::Answer(arrays) => json!({ "id": id, "ok": named_json(arrays) }),
+            Self::Error { kind, message } => {
+                json!({ "id": id, "error": { "kind": kind, "message": message } })
+            }
+            Self::Unsupported(why) => json!({ "id": id, "unsupported": why }),
+        }
+    }
+}
+
+/// Exactly the arrays that were wanted.
+fn answer(json: &Value, want: &[String]) -> Result<Named, String> {
+    let names: Vec<&str> = want.iter().map(String::as_str).collect();
+    let ok = object(json, "`ok`", &names)?;
+    let array = |name: &String| {
+        let json = ok.get(name).ok_or_else(|| format!("`ok` lacks `{name}`, which was wanted"))?;
+        let array = Array::from_json(name, Kind::Real, json).map_err(|error| error.to_string())?;
+        Ok((name.clone(), array))
+    };
+    want.iter().map(array).collect()
+}
+
+fn object<'a>(json: &'a Value, what: &str, fields: &[&str]) -> Result<&'a Map<String, Value>, String> {
+    let Value::Object(object) = json else { return Err(format!("{what} is not an object")) };
+    match object.keys().find(|key| !fields.contains(&key.as_str())) {
+        Some(unknown) => Err(format!("{what} has the unknown field `{unknown}`")),
+        None => Ok(object),
+    }
+}
