@@ -301,12 +301,8 @@ pub fn reinforce_plus_plus_baseline<R: Real>(
     for (&row, &centred) in rows.iter().zip(&centred) {
         values.row_mut(row).fill(centred);
     }
-    // Equal rewards of one group are as far from its mean in any arithmetic; only others have to be compared.
-    let of = |row: usize| (group[row], rewards[row].value());
-    let is_first = |place: usize| !rows[..place].iter().any(|&earlier| of(earlier) == of(rows[place]));
-    let compared: Vec<R> =
-        (0..rows.len()).filter(|&place| is_first(place)).map(|place| centred[place]).collect();
-    whitened(&values, response_mask, &options.whiten, &compared)
+    // Centred rewards are all equal only where each of them is exactly 0, or a lone reward as it was given.
+    whitened(&values, response_mask, &options.whiten, &[])
 }
 
 /// ReMax advantages: the return from each token on, less the reward of the greedy response.

@@ -142,7 +142,7 @@ fn sides<R: Real>(reward: R, rewards: &[R]) -> (R, R) {
 
 /// The entry, remembering the comparisons that rounding could have turned and that decided which samples are kept.
 fn decided<R: Real>(entry: R, rewards: &[R], options: &Filter) -> R {
-    if options.keeps_all() || rewards.len() < 2 || all_equal(rewards) {
+    if options.keeps_all() || all_equal(rewards) {
         return entry;
     }
     let entry = entry.chosen_by(variance_of(rewards, Ddof::Sample).sqrt(), R::constant(options.eps));

@@ -6,7 +6,7 @@ use grpo_oracle::options::{
     Gpg, GroupNorm, GroupStd, LoneMember, MaskedReturn, Opo, PassAtKAdvantage, ReinforcePlusPlus,
     ReinforcePlusPlusBaseline, Rloo, StdScope,
 };
-use grpo_oracle::reference::advantage;
+use grpo_oracle::reference::{Bounded, advantage};
 use ndarray::{Array1, Array2, array};
 use serde_json::{Value, json};
 
@@ -245,6 +245,21 @@ fn grouped(rewards: &[(i8, u8)]) -> (Array1<f64>, Array1<i64>) {
 
 fn close(left: &Array1<f64>, right: &Array1<f64>) -> bool {
     left.len() == right.len() && left.iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-11)
+}
+
+/// Returns that a computation makes equal, and not the rewards themselves, are whitened to 0 with a doubt.
+#[test]
+fn returns_that_rounding_may_have_made_equal_leave_a_doubt() {
+    let margin = |rewards: Array2<f64>, mask: Array2<bool>| {
+        let options = ReinforcePlusPlus { gamma: 0.5, ..ReinforcePlusPlus::verl() };
+        let rewards = rewards.mapv(Bounded::exact);
+        let found = advantage::reinforce_plus_plus(&rewards, &mask, &options).expect("advantages");
+        assert!(found.advantages.iter().all(|advantage| advantage.value == 0.0));
+        found.advantages[[0, 0]].margin
+    };
+    let summed = array![[0.5, 1.0], [1.0, 9.0]]; // 0.5 + 0.5 * 1, and 1
+    assert_eq!(margin(summed, array![[true, true], [true, false]]), 0.0);
+    assert_eq!(margin(array![[1.0, 9.0], [1.0, 9.0]], array![[true, false], [true, false]]), f64::INFINITY);
 }
 
 /// 0 and 0.0 are one label, 0 and "0" are two, also where numbers and texts stand beside each other.

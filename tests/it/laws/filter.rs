@@ -132,18 +132,20 @@ fn filtered_samples_leave_every_aggregate() {
 /// rounding could have moved one.
 #[test]
 fn a_sum_that_single_precision_holds_leaves_no_doubt() {
-    let margin = |rewards: &[f64]| {
+    let some = options(0.5, 0.5, false);
+    let margin = |rewards: &[f64], options: &Filter| {
         let rewards: Array1<Bounded> = rewards.iter().map(|&reward| Bounded::exact(reward)).collect();
-        let output = filter(&rewards, &Array1::zeros(rewards.len()), &options(0.5, 0.5, false));
+        let output = filter(&rewards, &Array1::zeros(rewards.len()), options);
         output.expect("advantages").kept[0].margin
     };
     for scale in [1.0, -1.0, 0.125, 1024.0] {
         let scaled = |rewards: [f64; 3]| rewards.map(|reward| reward * scale);
-        assert!(margin(&scaled([1.0, 2.0, 3.0])) > 0.01, "{scale}");
-        assert!(margin(&scaled([-1.0, 0.0, 1.0])) > 0.01, "{scale}");
+        assert!(margin(&scaled([1.0, 2.0, 3.0]), &some) > 0.01, "{scale}");
+        assert!(margin(&scaled([-1.0, 0.0, 1.0]), &some) > 0.01, "{scale}");
         // Three times the largest is just below 2^24, and just above, where an odd sum is lost.
-        assert!(margin(&scaled([0.0, 2_796_201.0, 5_592_402.0])) > 0.01, "{scale}");
-        assert_eq!(margin(&scaled([0.0, 2_796_203.0, 5_592_406.0])), 0.0, "{scale}");
+        assert!(margin(&scaled([0.0, 2_796_201.0, 5_592_402.0]), &some) > 0.01, "{scale}");
+        assert_eq!(margin(&scaled([0.0, 2_796_203.0, 5_592_406.0]), &some), 0.0, "{scale}");
     }
-    assert_eq!(margin(&[0.1, 0.5, 0.9, 1.3, 1.7]), 0.0);
+    assert_eq!(margin(&[0.1, 0.5, 0.9, 1.3, 1.7], &some), 0.0);
+    assert!(margin(&[0.1, 0.5, 0.9, 1.3, 1.7], &options(1.0, 1.0, false)) > 0.01); // nothing is decided by it
 }

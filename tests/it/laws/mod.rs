@@ -122,6 +122,47 @@ fn a_product_of_rounded_zeros_is_not_exact() {
     assert_eq!((rounded * Bounded::exact(0.0)).error, 0.0);
 }
 
+/// Which of two numbers is smaller is in doubt only within reach of their errors, which then both count.
+#[test]
+fn the_smaller_of_two_numbers_in_reach_of_each_other_is_in_doubt() {
+    let third = Bounded::exact(1.0) / Bounded::exact(3.0); // an error of a third of a unit
+    let unsure = |value: f64| Bounded { value, error: 1.0, margin: 0.5 };
+    let unit = 1.0 / 256.0; // of the coarsest format
+    for (other, margin) in
+        [(third.value, 0.5), (third.value + 1.3 * unit, 0.5), (third.value + 1.4 * unit, f64::INFINITY)]
+    {
+        let smaller = third.min(unsure(other));
+        assert_eq!((smaller.value, smaller.margin), (third.value, margin), "{other}");
+    }
+    // The larger one may be the smaller one in truth, by as much as its error reaches below.
+    assert_eq!(third.min(unsure(third.value + 0.25 * unit)).error, 0.75);
+    assert_eq!(third.min(unsure(third.value + 1.4 * unit)).error, third.error);
+}
+
+#[test]
+fn nothing_is_certain_of_what_comes_out_of_an_infinity() {
+    let (one, infinite) = (Bounded::exact(1.0), Bounded::exact(f64::INFINITY));
+    for lost in [one / infinite, infinite - infinite, infinite / infinite, infinite * Bounded::exact(0.0)] {
+        assert_eq!(lost.margin, 0.0, "{lost:?}");
+    }
+    for kept in [one + infinite, infinite + one, infinite * one, infinite / one] {
+        assert_eq!((kept.value, kept.margin), (f64::INFINITY, f64::INFINITY), "{kept:?}");
+    }
+}
+
+/// A reading may be read again: the derivative of the derivative.
+#[test]
+fn second_derivatives_come_by_nesting() {
+    let second = |x: f64| {
+        let x = Dual::variable(Dual::variable(x, 1.0), Dual::constant(1.0));
+        let tangent = (Dual::constant(3.0) * x * x).tangent;
+        (tangent.value, tangent.tangent)
+    };
+    assert_eq!((second(0.0), second(1.0)), ((0.0, 6.0), (6.0, 6.0)));
+    let constant = Dual::variable(Dual::variable(f64::INFINITY, 0.0), Dual::constant(0.0));
+    assert_eq!((constant * constant).tangent, Dual::constant(0.0));
+}
+
 #[test]
 fn empty_arrays_without_end_are_refused() {
     for shape in [json!([1_u64 << 40, 0]), json!([1_u64 << 40, 1_u64 << 40, 0])] {
