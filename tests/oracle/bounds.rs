@@ -14,11 +14,16 @@ use crate::single::{BACKWARD, FORWARD, PAIRWISE, STRIDED, Single};
 /// Gradients cost a pass an entry, so only some questions, and small ones, are asked for them.
 const GRADIENT_EVERY: usize = 16;
 
-/// Evaluates the formula `GRPO_ORACLE_EVALUATIONS` times (400 by default) in single precision, a quarter of them in
-/// each order of summation, and compares with the bound.
+/// Evaluates the formula 400 times in single precision, a quarter of them in each order of summation, and compares with
+/// the bound. `GRPO_ORACLE_EVALUATIONS` asks for another number: of each family, shared among its formulas.
 pub(crate) fn hold(id: &str) -> Result<(), Failed> {
     let wanted = match std::env::var("GRPO_ORACLE_EVALUATIONS") {
-        Ok(text) => text.parse::<usize>().map_err(|problem| format!("GRPO_ORACLE_EVALUATIONS: {problem}"))?,
+        Ok(text) => {
+            let of_family: usize =
+                text.parse().map_err(|problem| format!("GRPO_ORACLE_EVALUATIONS: {problem}"))?;
+            let family = |id: &str| id.split('.').next().map(str::to_owned);
+            of_family.div_ceil(Formula::<f64>::all().filter(|other| family(other.id) == family(id)).count())
+        }
         Err(_) => 400,
     };
     let (mut evaluations, mut skipped, mut largest) = (0, 0, 0.0_f64);
