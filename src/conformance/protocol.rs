@@ -39,7 +39,7 @@ pub struct Request<'a> {
 /// What an adapter answers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// Everything that was wanted, by name.
+    /// What was wanted, by name; what the adapter gives `null` for is left out.
     Answer(Named),
     /// An error, as the formula may have it.
     Error {
@@ -141,16 +141,19 @@ impl Reply {
     }
 }
 
-/// Exactly the arrays that were wanted.
+/// The arrays that were wanted, and no others. One that the adapter does not have is `null`, and is left out here.
 fn answer(json: &Value, want: &[String]) -> Result<Named, String> {
     let names: Vec<&str> = want.iter().map(String::as_str).collect();
     let ok = object(json, "`ok`", &names)?;
-    let array = |name: &String| {
-        let json = ok.get(name).ok_or_else(|| format!("`ok` lacks `{name}`, which was wanted"))?;
-        let array = Array::from_json(name, Kind::Real, json).map_err(|error| error.to_string())?;
-        Ok((name.clone(), array))
+    let array = |name: &String| match ok.get(name) {
+        None => Some(Err(format!("`ok` lacks `{name}`, which was wanted; null says that there is none"))),
+        Some(Value::Null) => None,
+        Some(json) => {
+            let array = Array::from_json(name, Kind::Real, json).map_err(|error| error.to_string());
+            Some(array.map(|array| (name.clone(), array)))
+        }
     };
-    want.iter().map(array).collect()
+    want.iter().filter_map(array).collect()
 }
 
 fn object<'a>(json: &'a Value, what: &str, fields: &[&str]) -> Result<&'a Map<String, Value>, String> {
