@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use grpo_oracle::conformance::{Dtype, Hello, Line, Lines, Reply, Request, Task, judge};
+use grpo_oracle::conformance::{Dtype, Fault, Hello, Line, Lines, Reply, Task, judge};
 use grpo_oracle::evaluate::Question;
 use grpo_oracle::fixture::{self, Expected, Fixture};
 use serde_json::{Map, Value, json};
@@ -58,7 +58,7 @@ fn oddity(dice: &mut Dice) -> Value {
         19 => json!({ "shape": [0, u64::MAX], "data": [] }),
         20 => json!({ "shape": [u32::MAX, u32::MAX, 0], "data": [] }),
         21 => json!({ "shape": [], "data": ["-Infinity"] }),
-        22 => json!({ "shape": [1; 40], "data": [1] }),
+        22 => json!({ "shape": vec![1; 40], "data": [1] }),
         _ => (0..100).fold(json!(1), |inner, _| json!([inner])),
     }
 }
@@ -215,7 +215,8 @@ fn no_answer_of_an_adapter_makes_the_judge_panic() {
             json!({ "id": 7, "error": { "kind": "shape", "message": "no" } }),
             json!({ "id": 7, "unsupported": "no" }),
         ];
-        mutant(dice, if dice.one_in(5) { &others[dice.below(2)] } else { reply })
+        let (is_other, other) = (dice.one_in(5), dice.below(2));
+        mutant(dice, if is_other { &others[other] } else { reply })
     };
     let read = |text: &[u8]| {
         // As the lines come: whole, cut, in pieces, too long.
@@ -233,7 +234,7 @@ fn no_answer_of_an_adapter_makes_the_judge_panic() {
                 is_accepted = true;
             }
             let task = tasks[of(text)].0.clone();
-            let _ = judge(task, Dtype::F32, reply.map_err(grpo_oracle::conformance::Fault::Garbled)).message;
+            let _ = judge(task, Dtype::F32, reply.map_err(Fault::Garbled)).message;
             let _ = json["ok"].as_object().map(|_| Reply::from_json(&json, 7, &tasks[of(text)].0.want()));
         }
         is_accepted
@@ -282,76 +283,13 @@ fn no_fixture_file_makes_its_reader_panic() {
         .into_iter()
         .map(|fixture| Fixture { cases: fixture.cases.into_iter().take(1).collect(), ..fixture }.to_json())
         .collect();
-    let mutant = |dice: &mut Dice| mutant(dice, &files[dice.below(files.len())]);
+    let mutant = |dice: &mut Dice| {
+        let file = &files[dice.below(files.len())];
+        mutant(dice, file)
+    };
     let read = |text: &[u8]| {
         let Ok(text) = std::str::from_utf8(text) else { return false };
         fixture::from_text(Path::new("mutant.json"), text).is_ok()
     };
     try_all(3, mutant, read);
-}
-
-#[test]
-fn what_is_sent_is_what_the_schema_says() {
-    let schema = Schema::of_the_protocol();
-    let fixtures = fixture::built_in().unwrap();
-    for fixture in &fixtures {
-        for case in &fixture.cases {
-            let task = Task::of(&fixture.formula, case);
-            let want = task.want();
-            let request =
-                Request { formula: &task.formula, question: &task.question, want: &want }.to_json(1);
-            assert!(schema.allows("request", &request), "{request}");
-        }
-    }
-    for (line, is_right) in [
-        (json!({ "id": 0, "cmd": "hello", "protocol": 1 }), true),
-        (json!({ "id": 9, "cmd": "bye" }), true),
-        (json!({ "id": -1, "cmd": "bye" }), false),
-        (json!({ "id": 1, "cmd": "run" }), false),
-    ] {
-        assert_eq!(schema.allows("request", &line), is_right, "{line}");
-    }
-}
-
-#[test]
-fn what_the_reader_refuses_the_schema_refuses() {
-    let schema = Schema::of_the_protocol();
-    let want = ["kl".to_owned()];
-    let right = [
-        json!({ "id": 1, "ok": { "kl": { "shape": [2], "data": [1, "NaN"] } } }),
-        json!({ "id": 1, "ok": { "kl": [[1.5], ["-Infinity"]] } }),
-        json!({ "id": 1, "ok": { "kl": 3 } }),
-        json!({ "id": 1, "ok": { "kl": null } }),
-        json!({ "id": 1, "unsupported": "no" }),
-        json!({ "id": 1, "error": { "kind": "shape", "message": "no" } }),
-        json!({ "id": 1, "error": { "kind": "shape" } }),
-    ];
-    for line in right {
-        assert!(Reply::from_json(&line, 1, &want).is_ok(), "{line}");
-        assert!(schema.allows("answer", &line), "{line}");
-    }
-    let wrong = [
-        json!([]),
-        json!({}),
-        json!({ "id": 1 }),
-        json!({ "id": "1", "unsupported": "no" }),
-        json!({ "id": 1.5, "unsupported": "no" }),
-        json!({ "id": 1, "unsupported": null }),
-        json!({ "id": 1, "unsupported": "no", "ok": {} }),
-        json!({ "id": 1, "unsupported": "no", "more": 1 }),
-        json!({ "id": 1, "error": "no" }),
-        json!({ "id": 1, "error": { "message": "no" } }),
-        json!({ "id": 1, "error": { "kind": "shape", "where": 3 } }),
-        json!({ "id": 1, "ok": [] }),
-        json!({ "id": 1, "ok": { "kl": "nan" } }),
-        json!({ "id": 1, "ok": { "kl": [null] } }),
-        json!({ "id": 1, "ok": { "kl": { "data": [1] } } }),
-        json!({ "id": 1, "ok": { "kl": { "shape": [-1], "data": [1] } } }),
-        json!({ "id": 1, "ok": { "kl": { "shape": [1], "data": [true] } } }),
-        json!({ "id": 1, "ok": { "kl": { "shape": [1], "data": [1], "dtype": "f32" } } }),
-    ];
-    for line in wrong {
-        assert!(Reply::from_json(&line, 1, &want).is_err(), "{line}");
-        assert!(!schema.allows("answer", &line), "{line}");
-    }
 }
