@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use grpo_oracle::conformance::{
     Dtype, Limits, Process, Reference, Report, Subject, Task, Verdict, end_adapters_on_signals, plan, run,
 };
+use grpo_oracle::formula::Formula;
 use grpo_oracle::{Result, fixture};
 
 /// Who is judged, and on what.
@@ -121,6 +122,11 @@ pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
     };
     let adapter = arguments.adapter.as_deref().unwrap_or("builtin");
     let formulas = subject.hello().formulas.clone();
+    for unknown in formulas.iter().filter(|id| Formula::<f64>::find(id).is_err()) {
+        eprintln!(
+            "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
+        );
+    }
     let tasks = arguments.selection.plan(|id| formulas.iter().any(|formula| formula == id))?;
     let report = run(subject.as_mut(), adapter, tasks, |_| {});
     Ok(conclude(&report))

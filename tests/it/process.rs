@@ -173,6 +173,46 @@ fn it_dies_before_hello() {
     );
 }
 
+/// The conversation is cut after every single byte of it.
+#[cfg(unix)]
+#[test]
+fn it_dies_at_every_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let hello = json!({ "id": 0, "ok": { "protocol": 1, "name": "", "version": "", "language": "", "dtype": "f64", "formulas": [] } });
+    let (hello, answer) = (format!("{hello}\n"), "{\"id\":1,\"unsupported\":\"answer to 1\"}\n");
+    let script =
+        file("die.sh", "read -r hello; head -c $2 $1; test $4 = 0 && exit; read -r run; head -c $4 $3");
+    let (hello_file, answer_file) = (file("hello", &hello), file("answer", answer));
+    // What is said of an adapter that says so many bytes.
+    let said = |count: usize| {
+        let (first, second) = (count.min(hello.len()), count.saturating_sub(hello.len()));
+        let command = format!("sh {script} {hello_file} {first} {answer_file} {second}");
+        match Process::start(&command, LIMITS) {
+            Ok(mut process) => ask(&mut process, 1).remove(0),
+            Err(problem) => problem.to_string().split_once(": ").unwrap().1.to_owned(),
+        }
+    };
+    let ended = "the adapter ended (exit status: 0)";
+    assert_eq!(said(0), format!("{ended} before it answered hello"));
+    for count in 1..hello.len() {
+        assert_eq!(said(count), format!("{ended} in the middle of its answer to hello"), "{count} bytes");
+    }
+    assert_eq!(said(hello.len()), format!("died: {ended}"));
+    for count in 1..answer.len() {
+        assert_eq!(
+            said(hello.len() + count),
+            format!("died: {ended} in the middle of a line"),
+            "{count} bytes"
+        );
+    }
+    assert_eq!(said(hello.len() + answer.len()), "answer to 1");
+}
+
 #[test]
 fn it_never_says_hello() {
     if no_python() {

@@ -99,10 +99,12 @@ impl Running {
         let mut ended = None;
         loop {
             let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Heard::Silence; // whatever still comes: a flood must not outlast the time given
+            }
             match self.heard.recv_timeout(left.min(LOOK)) {
                 Ok(heard) => return heard,
                 Err(RecvTimeoutError::Disconnected) => return Heard::Gone("closed its output"),
-                Err(RecvTimeoutError::Timeout) if left <= LOOK => return Heard::Silence,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // A process that it started may hold the pipe open for ever.
