@@ -2,20 +2,42 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use grpo_oracle::conformance::{Dtype, Reference, Subject, Verdict, plan, run};
+use grpo_oracle::conformance::{
+    Dtype, Limits, Process, Reference, Report, Subject, Task, Verdict, end_adapters_on_signals, plan, run,
+};
+use grpo_oracle::formula::Formula;
 use grpo_oracle::{Result, fixture};
 
 /// Who is judged, and on what.
 #[derive(Args)]
 pub(crate) struct Verify {
+    /// The command line of the adapter to judge, such as "python my.py". No shell runs it.
+    #[arg(long, value_name = "COMMAND", required_unless_present = "builtin", conflicts_with = "builtin")]
+    adapter: Option<String>,
     /// Judge an implementation of this package instead of an adapter.
     #[arg(long, value_name = "NAME")]
-    builtin: BuiltIn,
+    builtin: Option<BuiltIn>,
     /// The format that the built-in implementation computes in.
-    #[arg(long, value_name = "DTYPE", default_value = "f64", requires = "builtin")]
+    #[arg(
+        long,
+        value_name = "DTYPE",
+        default_value = "f64",
+        requires = "builtin",
+        conflicts_with = "adapter"
+    )]
     dtype: Format,
+    #[command(flatten)]
+    patience: Patience,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+/// Which questions.
+#[derive(Args)]
+pub(crate) struct Selection {
     /// Only the formulas whose ids begin with one of these.
     #[arg(long, value_name = "ID")]
     formula: Vec<String>,
@@ -27,14 +49,56 @@ pub(crate) struct Verify {
     no_relations: bool,
 }
 
+impl Selection {
+    /// The questions about the formulas that are selected and that the subject has.
+    pub(crate) fn plan(&self, has: impl Fn(&str) -> bool) -> Result<Vec<Task>> {
+        let fixtures = match &self.fixtures {
+            Some(folder) => fixture::read_all(folder)?,
+            None => fixture::built_in()?,
+        };
+        let is_selected = |id: &str| {
+            self.formula.is_empty() || self.formula.iter().any(|start| id.starts_with(start.as_str()))
+        };
+        let formulas = fixtures.iter().map(|fixture| fixture.formula.clone());
+        let formulas: Vec<String> = formulas.filter(|id| is_selected(id) && has(id)).collect();
+        Ok(plan(&fixtures, &formulas, !self.no_relations))
+    }
+}
+
+/// How long an adapter is waited for.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Patience {
+    /// How many seconds the adapter may take for an answer.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    timeout: Duration,
+    /// How many seconds the adapter may take to start and say hello.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    hello_timeout: Duration,
+    /// How many times the adapter is started again before it answers a question again.
+    #[arg(long, value_name = "COUNT", default_value = "10")]
+    restarts: usize,
+}
+
+impl From<Patience> for Limits {
+    fn from(patience: Patience) -> Self {
+        Self { answer: patience.timeout, hello: patience.hello_timeout, restarts: patience.restarts }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= 1e6);
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds above 0".to_owned())
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum BuiltIn {
     /// The ndarray reference.
     Reference,
 }
 
+/// A format to compute in.
 #[derive(Clone, Copy, ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     F64,
     F32,
     Bf16,
@@ -51,25 +115,31 @@ impl From<Format> for Dtype {
 }
 
 pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
-    let mut subject: Box<dyn Subject> = match arguments.builtin {
-        BuiltIn::Reference => Box::new(Reference::new(arguments.dtype.into())?),
+    end_adapters_on_signals();
+    let mut subject: Box<dyn Subject> = match (&arguments.adapter, arguments.builtin) {
+        (Some(command), _) => Box::new(Process::start(command, arguments.patience.into())?),
+        (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(arguments.dtype.into())?),
     };
-    let fixtures = match &arguments.fixtures {
-        Some(folder) => fixture::read_all(folder)?,
-        None => fixture::built_in()?,
-    };
-    let mut formulas = subject.hello().formulas.clone();
-    formulas.retain(|id| {
-        arguments.formula.is_empty() || arguments.formula.iter().any(|start| id.starts_with(start.as_str()))
-    });
-    let tasks = plan(&fixtures, &formulas, !arguments.no_relations);
-    let report = run(subject.as_mut(), "builtin", tasks, |_| {});
+    let adapter = arguments.adapter.as_deref().unwrap_or("builtin");
+    let formulas = subject.hello().formulas.clone();
+    for unknown in formulas.iter().filter(|id| Formula::<f64>::find(id).is_err()) {
+        eprintln!(
+            "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
+        );
+    }
+    let tasks = arguments.selection.plan(|id| formulas.iter().any(|formula| formula == id))?;
+    let report = run(subject.as_mut(), adapter, tasks, |_| {});
+    Ok(conclude(&report))
+}
+
+/// Says how a run went; its exit status.
+pub(crate) fn conclude(report: &Report) -> ExitCode {
     for (status, count) in report.counts() {
         println!("{:16}{count}", status.word());
     }
-    Ok(match report.verdict() {
+    match report.verdict() {
         Verdict::Passed => ExitCode::SUCCESS,
         Verdict::Failed => ExitCode::from(1),
         Verdict::Incomplete => ExitCode::from(3),
-    })
+    }
 }
