@@ -4,7 +4,7 @@ mod diagnosis;
 mod judge;
 mod protocol;
 mod relation;
-mod report;
+pub mod report;
 mod run;
 mod subject;
 mod tolerance;
