@@ -8,7 +8,8 @@ use crate::conformance::Status;
 /// The badge's file. It is green for a run that passed, and for no other.
 pub fn badge(record: &Record) -> Value {
     let counts = record.counts();
-    let count = |status: Status| (counts[&status] > 0).then(|| format!("{} {}", counts[&status], status.word()));
+    let count =
+        |status: Status| (counts[&status] > 0).then(|| format!("{} {}", counts[&status], status.word()));
     let some = |statuses: &[Status]| statuses.iter().filter_map(|&status| count(status)).collect::<Vec<_>>();
     let (color, mut parts) = match record.verdict() {
         Verdict::Passed if counts[&Status::Unsupported] == 0 => ("brightgreen", some(&[Status::Pass])),

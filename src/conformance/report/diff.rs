@@ -154,13 +154,15 @@ pub fn diff(old: &Record, new: &Record) -> Diff {
     }
     // A run that was cut short has not got to the rest: nothing is gone.
     if new.is_complete() {
-        changes.extend(before.into_iter().map(|((formula, case), entry)| {
-            Change { formula, case, old: Some(entry.status), new: None, message: String::new() }
+        changes.extend(before.into_iter().map(|((formula, case), entry)| Change {
+            formula,
+            case,
+            old: Some(entry.status),
+            new: None,
+            message: String::new(),
         }));
     }
-    changes.sort_by(|a, b| {
-        (a.kind(), &a.formula, &a.case).cmp(&(b.kind(), &b.formula, &b.case))
-    });
+    changes.sort_by(|a, b| (a.kind(), &a.formula, &a.case).cmp(&(b.kind(), &b.formula, &b.case)));
     Diff { about: about(old, new), changes, same, is_complete: new.is_complete() }
 }
 

@@ -214,8 +214,7 @@ impl Detail {
             Expected::Error(code) => (Some(code.clone()), Vec::new()),
             Expected::Answer(answer) => {
                 let values = answer.outputs.iter().map(|(name, array)| (name.clone(), array));
-                let gradients =
-                    answer.gradients.iter().map(|(name, array)| (format!("grad:{name}"), array));
+                let gradients = answer.gradients.iter().map(|(name, array)| (format!("grad:{name}"), array));
                 let compared = values.chain(gradients).filter_map(|(name, expected)| {
                     let judged = outcome.judged.iter().find(|judged| judged.name == name);
                     Some(Compared {
@@ -268,6 +267,22 @@ impl Compared {
     }
 }
 
+/// A time in UTC, `2026-11-21` and `10:43:00` with something between.
+pub(super) fn utc(seconds: u64, between: &str) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days from 0000-03-01, in eras of 400 years; a year that begins in March ends with its leap day.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}{between}{hour:02}:{minute:02}:{second:02}")
+}
+
 /// A number that may be infinite, which JSON has no number for.
 mod real {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -288,20 +303,4 @@ mod real {
             }
         }
     }
-}
-
-/// A time in UTC, `2026-11-21` and `10:43:00` with something between.
-pub(super) fn utc(seconds: u64, between: &str) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days from 0000-03-01, in eras of 400 years; a year that begins in March ends with its leap day.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}{between}{hour:02}:{minute:02}:{second:02}")
 }

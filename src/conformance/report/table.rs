@@ -148,8 +148,7 @@ fn columns(status: Status) -> usize {
 
 /// What went wrong with a formula: each diagnosis once, told by its first case.
 fn failures(text: &mut String, record: &Record, formula: &str, entries: &[&Entry]) {
-    let failed: Vec<&Entry> =
-        entries.iter().copied().filter(|entry| entry.status == Status::Fail).collect();
+    let failed: Vec<&Entry> = entries.iter().copied().filter(|entry| entry.status == Status::Fail).collect();
     let groups = grouped(&failed);
     for (headline, cases) in groups.iter().take(STORIES) {
         let Some(first) = cases.first() else { continue };
@@ -216,7 +215,11 @@ fn skipped(text: &mut String, record: &Record) {
     }
     let partly = of(Status::Pass).filter(|entry| !entry.message.is_empty()).count();
     if partly > 0 {
-        _ = writeln!(text, "\npartly answered: {} passed with an output or gradient left out", many(partly, "case"));
+        _ = writeln!(
+            text,
+            "\npartly answered: {} passed with an output or gradient left out",
+            many(partly, "case")
+        );
     }
 }
 
@@ -270,7 +273,11 @@ pub fn diff_table(diff: &Diff) -> String {
     let counts = diff.counts();
     let better = counts[&Kind::NewlyPassing];
     let bad: usize = counts.iter().filter(|(kind, _)| kind.is_worse()).map(|(_, count)| count).sum();
-    _ = writeln!(text, "{gap}{style}{worse}{style:#}: {cut}{bad} worse, {better} newly passing, {} the same", diff.same);
+    _ = writeln!(
+        text,
+        "{gap}{style}{worse}{style:#}: {cut}{bad} worse, {better} newly passing, {} the same",
+        diff.same
+    );
     text
 }
 
