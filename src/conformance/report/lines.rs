@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::record::{Entry, Header, Record};
+use super::record::{Entry, Header, Plain, Record};
 use crate::conformance::{Hello, Status};
 use crate::{Error, Result};
 
@@ -162,10 +162,10 @@ fn entry(json: Value) -> Result<Entry, String> {
         });
         detail.inputs.values().chain(outputs)
     });
-    match arrays.into_iter().all(|array| array.is_sound()) {
-        true => Ok(entry),
-        false => Err("has an array whose shape does not count its entries".to_owned()),
+    if !arrays.into_iter().all(Plain::is_sound) {
+        return Err("has an array whose shape does not count its entries".to_owned());
     }
+    Ok(entry)
 }
 
 /// How long the run took, if it came to its end.
