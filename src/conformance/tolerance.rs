@@ -81,9 +81,13 @@ impl fmt::Display for Worst {
         let error = (got - expected).abs();
         write!(
             f,
-            "entry {index} is {got} where {expected} is expected: off by {error:e}, allowed {tolerance:e}"
+            "entry {index} is {got} where {expected} is expected: off by {error:.2e}, allowed {tolerance:.2e}"
         )?;
-        if excess.is_finite() { write!(f, " ({excess:.2} times that)") } else { Ok(()) }
+        match excess {
+            excess if *excess < 1e4 => write!(f, " ({excess:.2} times that)"),
+            excess if excess.is_finite() => write!(f, " ({excess:.1e} times that)"),
+            _ => Ok(()),
+        }
     }
 }
 

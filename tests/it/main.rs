@@ -12,6 +12,7 @@ mod laws;
 #[cfg(feature = "torch")]
 mod llm;
 mod readme;
+mod report;
 mod spec;
 mod tidy;
 #[cfg(feature = "torch")]

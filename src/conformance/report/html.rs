@@ -15,6 +15,9 @@ use crate::{Error, Result, spec};
 /// How many entries of one array are shown.
 const ENTRIES: usize = 256;
 
+/// How many cases of one finding are told in full: the rest show the same, and a page must open on a phone.
+const FULL: usize = 12;
+
 /// The run as a page.
 ///
 /// # Errors
@@ -26,7 +29,8 @@ pub fn html(record: &Record) -> Result<String> {
     environment.add_template("page.js", include_str!("page.js")).map_err(wrong)?;
     environment.add_template("page.html", include_str!("page.html")).map_err(wrong)?;
     let page = environment.get_template("page.html").map_err(wrong)?;
-    if let Ok(p) = std::env::var("GRPO_DUMP") { _ = std::fs::write(p, page_values(record).to_string()); } // TEMPORARY
+    if let Ok(p) = std::env::var("GRPO_DUMP") {
+        _ = std::fs::write(p, page_values(record).to_string());
     page.render(minijinja::value::Serde(page_values(record))).map_err(wrong)
 }
 
@@ -45,6 +49,7 @@ pub(super) fn page_values(record: &Record) -> Value {
         "complete": record.is_complete(), "planned": header.planned, "put": record.entries.len(),
         "formulas_known": Formula::<f64>::all().count(),
         "counts": count_values(&record.entries.iter().collect::<Vec<_>>()),
+        "findings": formulas.iter().any(|(_, entries)| entries.iter().any(|entry| entry.is_bad())),
         "formulas": formulas.iter().map(|(id, entries)| formula_values(record, id, entries)).collect::<Vec<_>>(),
         "clauses": clause_values(record),
         "data": data(record),
@@ -63,8 +68,10 @@ fn formula_values(record: &Record, id: &str, entries: &[&Entry]) -> Value {
     let bad = [Status::Fail, Status::Error, Status::Hang].into_iter().filter_map(|status| {
         let entries = of(status);
         let groups = grouped(&entries).into_iter().map(|(headline, cases)| {
-            let cases: Vec<Value> = cases.into_iter().map(|entry| case_values(record, entry)).collect();
-            json!({ "headline": headline, "cases": cases })
+            let (full, rest) = cases.split_at(cases.len().min(FULL));
+            let full: Vec<Value> = full.iter().map(|entry| case_values(record, entry)).collect();
+            let rest: Vec<Value> = rest.iter().map(|entry| quiet_values(entry)).collect();
+            json!({ "headline": headline, "count": cases.len(), "cases": full, "rest": rest })
         });
         let groups: Vec<Value> = groups.collect();
         (!entries.is_empty())
@@ -80,7 +87,7 @@ fn formula_values(record: &Record, id: &str, entries: &[&Entry]) -> Value {
     let family = id.split('.').next().unwrap_or_default();
     json!({
         "id": id, "family": family, "summary": summary, "total": entries.len(), "counts": count_values(entries),
-        "nearest": nearest.map(|excess| format!("{excess:.2}")),
+        "nearest": nearest.map(short),
         "bad": bad.collect::<Vec<_>>(), "quiet": quiet.collect::<Vec<_>>(),
     })
 }
@@ -89,8 +96,7 @@ fn formula_values(record: &Record, id: &str, entries: &[&Entry]) -> Value {
 fn quiet_values(entry: &Entry) -> Value {
     json!({
         "case": entry.case, "message": entry.message, "clauses": entry.clauses,
-        "excess": entry.excess.map(|excess| format!("{excess:.2}")),
-        "percent": entry.excess.map(|excess| (excess * 100.0).clamp(0.0, 100.0).round()),
+        "excess": entry.excess.map(short),
     })
 }
 
@@ -101,8 +107,6 @@ fn case_values(record: &Record, entry: &Entry) -> Value {
     json!({
         "case": entry.case, "word": entry.status.word(), "message": entry.message,
         "diagnosis": entry.diagnosis, "clauses": entry.clauses, "flags": flags.collect::<Vec<_>>(),
-        "milliseconds": format!("{:.1}", entry.seconds * 1e3),
-        "excess": entry.excess.map(short),
         "detail": entry.detail.as_ref().map(|detail| detail_values(&entry.formula, detail, dtype)),
     })
 }
@@ -221,15 +225,13 @@ fn level(excess: f64) -> u8 {
     }
 }
 
-/// The text of every clause that a case is about which did not pass, code apart from prose.
+/// The text of every clause that a case is about which did not pass.
 fn clause_values(record: &Record) -> Value {
     let bad = record.entries.iter().filter(|entry| entry.is_bad());
     let ids: BTreeSet<&str> = bad.flat_map(|entry| entry.clauses.iter().map(String::as_str)).collect();
     let clause = |id: &str| {
         let text = spec::clause(id).unwrap_or("is not a clause of this version of the specification");
-        let paragraphs: Vec<Vec<&str>> =
-            text.split("\n\n").map(|paragraph| paragraph.split('`').collect()).collect();
-        json!({ "id": id, "paragraphs": paragraphs })
+        json!({ "id": id, "paragraphs": text.split("\n\n").collect::<Vec<_>>() })
     };
     ids.into_iter().map(clause).collect()
 }

@@ -209,7 +209,7 @@ fn skipped(text: &mut String, record: &Record) {
         let dtype = record.header.hello.dtype.name();
         _ = writeln!(
             text,
-            "\nnot-applicable: {}, for {dtype} does not represent the inputs or may take another branch",
+            "\nnot-applicable: {}: {dtype} does not represent the inputs, or its rounding may take another branch",
             many(count, "case")
         );
     }
