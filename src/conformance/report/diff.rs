@@ -149,7 +149,7 @@ pub fn diff(old: &Record, new: &Record) -> Diff {
             same += 1;
             continue;
         }
-        let message = if entry.status == Status::Pass { String::new() } else { entry.headline().to_owned() };
+        let message = if entry.status == Status::Pass { String::new() } else { entry.why().to_owned() };
         changes.push(Change { formula: key.0, case: key.1, old: status, new: Some(entry.status), message });
     }
     // A run that was cut short has not got to the rest: nothing is gone.

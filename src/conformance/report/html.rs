@@ -29,8 +29,6 @@ pub fn html(record: &Record) -> Result<String> {
     environment.add_template("page.js", include_str!("page.js")).map_err(wrong)?;
     environment.add_template("page.html", include_str!("page.html")).map_err(wrong)?;
     let page = environment.get_template("page.html").map_err(wrong)?;
-    if let Ok(p) = std::env::var("GRPO_DUMP") {
-        _ = std::fs::write(p, page_values(record).to_string());
     page.render(minijinja::value::Serde(page_values(record))).map_err(wrong)
 }
 

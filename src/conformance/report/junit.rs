@@ -152,7 +152,7 @@ fn case(xml: &mut Xml, record: &Record, entry: &Entry) -> io::Result<()> {
     };
     let message = match entry.status {
         Status::Unsupported | Status::NotApplicable => format!("{}: {}", entry.status.word(), entry.message),
-        _ => entry.headline().to_owned(),
+        _ => entry.why().to_owned(),
     };
     case.write_inner_content(|xml| note(xml, element, kind, &message, &table::story(record, entry)))?;
     Ok(())

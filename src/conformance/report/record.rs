@@ -197,7 +197,12 @@ impl Entry {
         matches!(self.status, Status::Fail | Status::Error | Status::Hang)
     }
 
-    /// What it is told by: its most telling diagnosis, or else how it went.
+    /// Why it went as it did, in the most telling words that there are.
+    pub fn why(&self) -> &str {
+        self.diagnosis.first().unwrap_or(&self.message)
+    }
+
+    /// What it is told by among others: its most telling diagnosis, or else how it went.
     pub fn headline(&self) -> &str {
         match (self.diagnosis.first(), self.status) {
             (Some(diagnosis), _) => diagnosis,
