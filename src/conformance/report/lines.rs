@@ -134,7 +134,7 @@ fn header(line: &str) -> Result<Header, String> {
     let json: Value = serde_json::from_str(line).map_err(|problem| not_json(&problem))?;
     match json.get("report") {
         None => return Err("is not the header of a report; name a file that --jsonl wrote".to_owned()),
-        Some(format) if *format != Value::from(FORMAT) => {
+        Some(format) if format.as_u64() != Some(FORMAT) => {
             return Err(format!("says format {format}; this version reads {FORMAT}"));
         }
         Some(_) => {}
