@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, report, show, verify};
+use command::{eval, offline, report, show, verify};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -55,6 +55,10 @@ enum Action {
     /// Show what changed between two runs, from the files that `verify --jsonl` wrote.
     #[command(after_help = "Exit status: 0 nothing got worse; 1 something did; 2 wrong usage.")]
     Diff(report::Compare),
+    /// Write the questions to a file, for an implementation that no pipe reaches.
+    Export(offline::Export),
+    /// Judge a file of answers to the questions that `export` wrote.
+    Judge(offline::Judge),
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -97,6 +101,8 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Verify(arguments) => return verify::verify(&arguments),
         Action::Report(arguments) => return report::show(&arguments),
         Action::Diff(arguments) => return report::compare(&arguments),
+        Action::Export(arguments) => offline::export(&arguments)?,
+        Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

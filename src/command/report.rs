@@ -9,7 +9,8 @@ use grpo_oracle::conformance::report::{
     Entry, Header, LinesFile, Record, badge, clear, diff, diff_table, html, junit, read, replace, table,
     verdict_line,
 };
-use grpo_oracle::conformance::{Outcome, Verdict};
+use grpo_oracle::conformance::{Outcome, Subject, Task, Verdict, run};
+use grpo_oracle::fixture::Fixture;
 use grpo_oracle::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -21,6 +22,9 @@ pub(crate) struct ReportFiles {
     jsonl: Option<PathBuf>,
     #[command(flatten)]
     finished: FinishedFiles,
+    /// Show the verdict alone, and no progress.
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 /// The reports that can be made of a run afterwards.
@@ -62,7 +66,7 @@ pub(crate) struct Compare {
 }
 
 /// A run that is being told of.
-pub(crate) struct Telling<'a> {
+struct Telling<'a> {
     files: &'a FinishedFiles,
     lines: Option<LinesFile>,
     record: Record,
@@ -73,7 +77,8 @@ pub(crate) struct Telling<'a> {
 }
 
 impl ReportFiles {
-    /// Makes sure that the files can be written and that nothing of an earlier run is left in them.
+    /// Makes sure that the files can be written, that nothing of an earlier run is left in them, and that none of them
+    /// is the one that is read.
     pub(crate) fn clear(&self) -> Result<()> {
         let paths: Vec<&Path> =
             self.jsonl.iter().map(PathBuf::as_path).chain(self.finished.paths()).collect();
@@ -82,12 +87,12 @@ impl ReportFiles {
     }
 
     /// Starts the reports. Until the end comes, each says that the run was cut short.
-    pub(crate) fn start(&self, header: Header, quiet: bool) -> Result<Telling<'_>> {
+    fn start(&self, header: Header) -> Result<Telling<'_>> {
         let lines = self.jsonl.as_ref().map(|path| LinesFile::create(path, &header)).transpose()?;
-        let bar = if quiet { ProgressBar::hidden() } else { bar(header.planned) };
+        let bar = if self.quiet { ProgressBar::hidden() } else { bar(header.planned) };
         let record = Record::new(header);
         self.finished.write(&record)?;
-        Ok(Telling { files: &self.finished, lines, record, bar, quiet, problem: None })
+        Ok(Telling { files: &self.finished, lines, record, bar, quiet: self.quiet, problem: None })
     }
 }
 
@@ -112,7 +117,7 @@ impl FinishedFiles {
 
 impl Telling<'_> {
     /// Tells of an outcome.
-    pub(crate) fn add(&mut self, outcome: &Outcome) {
+    fn add(&mut self, outcome: &Outcome) {
         let entry = Entry::of(outcome);
         let written = self.lines.as_mut().map_or(Ok(()), |lines| lines.add(&entry));
         if let Err(problem) = written {
@@ -124,7 +129,7 @@ impl Telling<'_> {
     }
 
     /// Tells of the end, which the run has come to if there is a number of seconds.
-    pub(crate) fn finish(mut self, seconds: Option<f64>) -> Result<ExitCode> {
+    fn finish(mut self, seconds: Option<f64>) -> Result<ExitCode> {
         self.bar.finish_and_clear();
         self.record.seconds = seconds;
         print(&self.record, self.quiet);
@@ -136,9 +141,22 @@ impl Telling<'_> {
     }
 }
 
+/// Puts the questions to a subject and tells how it went.
+pub(crate) fn judged(
+    subject: &mut dyn Subject,
+    adapter: &str,
+    tasks: Vec<Task>,
+    fixtures: &[Fixture],
+    files: &ReportFiles,
+) -> Result<ExitCode> {
+    let mut telling = files.start(Header::now(subject.hello(), adapter, tasks.len(), fixtures))?;
+    let report = run(subject, adapter, tasks, |outcome| telling.add(outcome));
+    telling.finish(report.seconds)
+}
+
 /// `report`: a run told anew.
 pub(crate) fn show(arguments: &Show) -> Result<ExitCode> {
-    let paths: Vec<&Path> = arguments.files.paths().chain([arguments.file.as_path()]).collect();
+    let paths: Vec<&Path> = [arguments.file.as_path()].into_iter().chain(arguments.files.paths()).collect();
     distinct(&paths)?;
     let record = read(&arguments.file)?;
     print(&record, arguments.quiet);
@@ -171,15 +189,17 @@ fn say(text: &str) {
     _ = anstream::stdout().write_all(text.as_bytes());
 }
 
-/// Two reports in one file would be one report.
+/// Two reports in one file would be one report, and one in the file that is read would be its end.
 fn distinct(paths: &[&Path]) -> Result<()> {
-    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let whole = |path: &Path| {
+        path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+    };
     let twice = paths
         .iter()
         .enumerate()
         .find(|(index, path)| paths[..*index].iter().any(|earlier| whole(earlier) == whole(path)));
     match twice {
-        Some((_, path)) => Err(Error::file(path, "is named for two reports; give each a file of its own")),
+        Some((_, path)) => Err(Error::file(path, "is named twice; give each report a file of its own")),
         None => Ok(()),
     }
 }

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use grpo_oracle::conformance::report::Header;
-use grpo_oracle::conformance::{Dtype, Limits, Process, Reference, Subject, plan, run};
+use grpo_oracle::conformance::{
+    Dtype, Limits, Process, Reference, Subject, Task, end_adapters_on_signals, plan,
+};
+use grpo_oracle::fixture::Fixture;
+use grpo_oracle::formula::Formula;
 use grpo_oracle::{Result, fixture};
 
-use super::report::ReportFiles;
+use super::report::{ReportFiles, judged};
 
 /// Who is judged, and on what.
 #[derive(Args)]
@@ -31,6 +34,15 @@ pub(crate) struct Verify {
     dtype: Format,
     #[command(flatten)]
     patience: Patience,
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    reports: ReportFiles,
+}
+
+/// Which questions.
+#[derive(Args)]
+pub(crate) struct Selection {
     /// Only the formulas whose ids begin with one of these.
     #[arg(long, value_name = "ID")]
     formula: Vec<String>,
@@ -40,11 +52,26 @@ pub(crate) struct Verify {
     /// Leave out the relations: questions made of the golden ones.
     #[arg(long)]
     no_relations: bool,
-    #[command(flatten)]
-    reports: ReportFiles,
-    /// Show the verdict alone, and no progress.
-    #[arg(long, short)]
-    quiet: bool,
+}
+
+impl Selection {
+    /// The golden cases.
+    pub(crate) fn fixtures(&self) -> Result<Vec<Fixture>> {
+        match &self.fixtures {
+            Some(folder) => fixture::read_all(folder),
+            None => fixture::built_in(),
+        }
+    }
+
+    /// The questions about the formulas that are selected and that the subject has.
+    pub(crate) fn plan(&self, fixtures: &[Fixture], has: impl Fn(&str) -> bool) -> Vec<Task> {
+        let is_selected = |id: &str| {
+            self.formula.is_empty() || self.formula.iter().any(|start| id.starts_with(start.as_str()))
+        };
+        let formulas = fixtures.iter().map(|fixture| fixture.formula.clone());
+        let formulas: Vec<String> = formulas.filter(|id| is_selected(id) && has(id)).collect();
+        plan(fixtures, &formulas, !self.no_relations)
+    }
 }
 
 /// How long an adapter is waited for.
@@ -78,8 +105,9 @@ enum BuiltIn {
     Reference,
 }
 
+/// A format to compute in.
 #[derive(Clone, Copy, ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     F64,
     F32,
     Bf16,
@@ -96,23 +124,20 @@ impl From<Format> for Dtype {
 }
 
 pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
-    arguments.reports.clear()?;
+    arguments.reports.clear(None)?;
+    end_adapters_on_signals();
     let mut subject: Box<dyn Subject> = match (&arguments.adapter, arguments.builtin) {
         (Some(command), _) => Box::new(Process::start(command, arguments.patience.into())?),
         (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(arguments.dtype.into())?),
     };
     let adapter = arguments.adapter.as_deref().unwrap_or("builtin");
-    let fixtures = match &arguments.fixtures {
-        Some(folder) => fixture::read_all(folder)?,
-        None => fixture::built_in()?,
-    };
-    let mut formulas = subject.hello().formulas.clone();
-    formulas.retain(|id| {
-        arguments.formula.is_empty() || arguments.formula.iter().any(|start| id.starts_with(start.as_str()))
-    });
-    let tasks = plan(&fixtures, &formulas, !arguments.no_relations);
-    let header = Header::now(subject.hello(), adapter, tasks.len(), &fixtures);
-    let mut telling = arguments.reports.start(header, arguments.quiet)?;
-    let report = run(subject.as_mut(), adapter, tasks, |outcome| telling.add(outcome));
-    telling.finish(report.seconds)
+    let formulas = subject.hello().formulas.clone();
+    for unknown in formulas.iter().filter(|id| Formula::<f64>::find(id).is_err()) {
+        eprintln!(
+            "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
+        );
+    }
+    let fixtures = arguments.selection.fixtures()?;
+    let tasks = arguments.selection.plan(&fixtures, |id| formulas.iter().any(|formula| formula == id));
+    judged(subject.as_mut(), adapter, tasks, &fixtures, &arguments.reports)
 }

@@ -515,7 +515,36 @@ fn files_that_cannot_be_written_are_refused_before_anything_is_asked() {
     }
     let same = path("same");
     let (problem, started) = verify(&["--html", &same, "--junit", &same]);
-    assert!(problem.contains("named for two reports") && !started, "{problem}");
+    assert!(problem.contains("named twice") && !started, "{problem}");
+}
+
+#[test]
+fn what_is_read_is_not_written_over() {
+    let folder = TempDir::new().unwrap();
+    let read = folder.path().join("read").display().to_string();
+    for arguments in [&["judge", &read, "--html", &read][..], &["report", &read, "--badge", &read]] {
+        fs::write(&read, "the only copy").unwrap();
+        let output = command(arguments);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains("named twice"), "{}", said(&output));
+        assert_eq!(fs::read_to_string(&read).unwrap(), "the only copy");
+    }
+}
+
+#[test]
+fn what_is_not_a_file_is_written_to() {
+    let output = command(&[
+        "verify",
+        "--builtin",
+        "reference",
+        "--formula",
+        "mask.sum",
+        "--badge",
+        "/dev/stderr",
+        "-q",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(said(&output).contains("brightgreen"), "{}", said(&output));
 }
 
 #[test]
