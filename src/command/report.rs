@@ -79,10 +79,9 @@ struct Telling<'a> {
 impl ReportFiles {
     /// Makes sure that the files can be written, that nothing of an earlier run is left in them, and that none of them
     /// is the one that is read.
-    pub(crate) fn clear(&self) -> Result<()> {
-        let paths: Vec<&Path> =
-            self.jsonl.iter().map(PathBuf::as_path).chain(self.finished.paths()).collect();
-        distinct(&paths)?;
+    pub(crate) fn clear(&self, input: Option<&Path>) -> Result<()> {
+        let paths: Vec<&Path> = self.jsonl.as_deref().into_iter().chain(self.finished.paths()).collect();
+        distinct(&input.into_iter().chain(paths.iter().copied()).collect::<Vec<_>>())?;
         paths.into_iter().try_for_each(clear)
     }
 
