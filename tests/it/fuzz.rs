@@ -83,7 +83,7 @@ fn node<'a>(dice: &mut Dice, json: &'a mut Value) -> &'a mut Value {
 
 /// Changes the tree in one place, as a careless program might.
 fn change(dice: &mut Dice, json: &mut Value) {
-    let other = node(dice, &mut json.clone()).clone();
+    let other = node(dice, json).clone();
     let odd = oddity(dice);
     let place = node(dice, json);
     match (dice.below(8), place) {

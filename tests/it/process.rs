@@ -610,7 +610,7 @@ fn a_judge_that_is_told_to_end_takes_its_adapter_along() {
     if no_python() {
         return;
     }
-    let script = Script::new("note('number', os.getpid())\nserve(lambda id: time.sleep(600))");
+    let script = Script::new("serve(lambda id: [note('number', os.getpid()), time.sleep(600)])");
     let mut judge = Command::new(env!("CARGO_BIN_EXE_grpo-oracle"))
         .args(["verify", "--adapter", &script.command()])
         .spawn()
@@ -619,7 +619,7 @@ fn a_judge_that_is_told_to_end_takes_its_adapter_along() {
     while !script.file("number").exists() && Instant::now() < until {
         sleep(Duration::from_millis(20));
     }
-    sleep(Duration::from_millis(300));
+    sleep(Duration::from_millis(100));
     let told = Command::new("kill").args(["-TERM", &judge.id().to_string()]).status().unwrap();
     assert!(told.success());
     assert_eq!(judge.wait().unwrap().code(), None, "ended by the signal");
