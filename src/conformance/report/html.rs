@@ -56,7 +56,13 @@ pub(super) fn page_values(record: &Record) -> Value {
 
 fn count_values(entries: &[&Entry]) -> Value {
     let counts = counts(entries.iter().copied());
-    counts.into_iter().map(|(status, count)| json!({ "word": status.word(), "count": count })).collect()
+    let brief = |status: Status| match status {
+        Status::Unsupported => "unsup.",
+        Status::NotApplicable => "n/a",
+        other => other.word(),
+    };
+    let count = |(status, count): (Status, usize)| json!({ "word": status.word(), "brief": brief(status), "count": count });
+    counts.into_iter().map(count).collect()
 }
 
 fn formula_values(record: &Record, id: &str, entries: &[&Entry]) -> Value {
@@ -84,7 +90,7 @@ fn formula_values(record: &Record, id: &str, entries: &[&Entry]) -> Value {
     let summary = Formula::<f64>::find(id).map_or("", |formula| formula.summary);
     let family = id.split('.').next().unwrap_or_default();
     json!({
-        "id": id, "family": family, "summary": summary, "total": entries.len(), "counts": count_values(entries),
+        "id": id, "parts": id.split_inclusive(['.', '_']).collect::<Vec<_>>(), "family": family, "summary": summary, "total": entries.len(), "counts": count_values(entries),
         "nearest": nearest.map(short),
         "bad": bad.collect::<Vec<_>>(), "quiet": quiet.collect::<Vec<_>>(),
     })
@@ -229,9 +235,17 @@ fn clause_values(record: &Record) -> Value {
     let ids: BTreeSet<&str> = bad.flat_map(|entry| entry.clauses.iter().map(String::as_str)).collect();
     let clause = |id: &str| {
         let text = spec::clause(id).unwrap_or("is not a clause of this version of the specification");
-        json!({ "id": id, "paragraphs": text.split("\n\n").collect::<Vec<_>>() })
+        let paragraphs: Vec<Value> = text.split("\n\n").map(paragraph_values).collect();
+        json!({ "id": id, "paragraphs": paragraphs })
     };
     ids.into_iter().map(clause).collect()
+}
+
+/// A paragraph of the specification; the lines of a list or table stay lines.
+fn paragraph_values(paragraph: &str) -> Value {
+    let is_list = paragraph.lines().any(|line| line.starts_with(['|', '-', '*']));
+    let text = if is_list { paragraph.to_owned() } else { paragraph.replace('\n', " ") };
+    json!({ "is_list": is_list, "text": text })
 }
 
 /// What a script can read from the page, safe to stand between the tags of one.

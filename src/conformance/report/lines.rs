@@ -100,6 +100,9 @@ pub fn read(path: &Path) -> Result<Record> {
 fn parse(text: &str) -> Result<Record, String> {
     // What follows the last line end was being written when the run was cut off.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    if whole.is_empty() {
+        return Err("has no whole line; name a file that --jsonl wrote".to_owned());
+    }
     let mut lines = whole.split('\n').enumerate();
     let first = lines.next().map(|(_, line)| line).unwrap_or_default();
     let mut record = Record::new(header(first).map_err(|problem| format!("line 1 {problem}"))?);
