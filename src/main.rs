@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, offline, show, verify};
+use command::{eval, offline, report, show, verify};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -50,6 +50,11 @@ enum Action {
                             talked to; 3 incomplete: no answer is wrong, but some question was not answered."
     )]
     Verify(verify::Verify),
+    /// Show what a run found, from the file that `verify --jsonl` wrote, and write the other reports from it.
+    Report(report::Show),
+    /// Show what changed between two runs, from the files that `verify --jsonl` wrote.
+    #[command(after_help = "Exit status: 0 nothing got worse; 1 something did; 2 wrong usage.")]
+    Diff(report::Compare),
     /// Write the questions to a file, for an implementation that no pipe reaches.
     Export(offline::Export),
     /// Judge a file of answers to the questions that `export` wrote.
@@ -94,6 +99,8 @@ fn run(action: Action) -> Result<ExitCode> {
             eval::eval(&formula, convention.as_deref(), evaluate)?
         }
         Action::Verify(arguments) => return verify::verify(&arguments),
+        Action::Report(arguments) => return report::show(&arguments),
+        Action::Diff(arguments) => return report::compare(&arguments),
         Action::Export(arguments) => offline::export(&arguments)?,
         Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {

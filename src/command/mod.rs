@@ -2,5 +2,6 @@
 
 pub(crate) mod eval;
 pub(crate) mod offline;
+pub(crate) mod report;
 pub(crate) mod show;
 pub(crate) mod verify;

@@ -1,13 +1,15 @@
 //! `export` and `judge`: questions and answers in files, for implementations that no pipe reaches.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use grpo_oracle::conformance::{Answers, Dtype, export as lines, run};
-use grpo_oracle::{Error, Result};
+use grpo_oracle::Result;
+use grpo_oracle::conformance::report::replace;
+use grpo_oracle::conformance::{Answers, Dtype, export as lines};
 
-use super::verify::{Format, Selection, conclude};
+use super::report::{ReportFiles, judged};
+use super::verify::{Format, Selection};
 
 /// What to write.
 #[derive(Args)]
@@ -32,13 +34,16 @@ pub(crate) struct Judge {
     dtype: Option<Format>,
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    reports: ReportFiles,
 }
 
 pub(crate) fn export(arguments: &Export) -> Result<String> {
     let dtype = Dtype::from(arguments.dtype);
-    let tasks = arguments.selection.plan(|_| true)?;
+    let selection = &arguments.selection;
+    let tasks = selection.plan(&selection.fixtures()?, |_| true);
     let lines = lines(&tasks, dtype);
-    write_whole(&arguments.out, &(lines.join("\n") + "\n"))?;
+    replace(&arguments.out, &(lines.join("\n") + "\n"))?;
     // Two of them are hello and bye.
     let (count, dtype) = (lines.len() - 2, dtype.name());
     Ok(format!(
@@ -49,17 +54,10 @@ pub(crate) fn export(arguments: &Export) -> Result<String> {
 }
 
 pub(crate) fn judge(arguments: &Judge) -> Result<ExitCode> {
-    let mut tasks = arguments.selection.plan(|_| true)?;
+    arguments.reports.clear(Some(&arguments.answers))?;
+    let fixtures = arguments.selection.fixtures()?;
+    let mut tasks = arguments.selection.plan(&fixtures, |_| true);
     let mut answers = Answers::read(&arguments.answers, &mut tasks, arguments.dtype.map(Dtype::from))?;
-    let report = run(&mut answers, &arguments.answers.display().to_string(), tasks, |_| {});
-    Ok(conclude(&report))
-}
-
-/// Writes a file that is whole or not there: beside first, then in place.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
-    std::fs::write(&beside, text)
-        .and_then(|()| std::fs::rename(&beside, path))
-        .map_err(|problem| Error::file(path, problem))
+    let adapter = arguments.answers.display().to_string();
+    judged(&mut answers, &adapter, tasks, &fixtures, &arguments.reports)
 }

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use grpo_oracle::conformance::{
-    Dtype, Limits, Process, Reference, Report, Subject, Task, Verdict, end_adapters_on_signals, plan, run,
+    Dtype, Limits, Process, Reference, Subject, Task, end_adapters_on_signals, plan,
 };
+use grpo_oracle::fixture::Fixture;
 use grpo_oracle::formula::Formula;
 use grpo_oracle::{Result, fixture};
+
+use super::report::{ReportFiles, judged};
 
 /// Who is judged, and on what.
 #[derive(Args)]
@@ -33,6 +36,8 @@ pub(crate) struct Verify {
     patience: Patience,
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    reports: ReportFiles,
 }
 
 /// Which questions.
@@ -50,18 +55,22 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
+    /// The golden cases.
+    pub(crate) fn fixtures(&self) -> Result<Vec<Fixture>> {
+        match &self.fixtures {
+            Some(folder) => fixture::read_all(folder),
+            None => fixture::built_in(),
+        }
+    }
+
     /// The questions about the formulas that are selected and that the subject has.
-    pub(crate) fn plan(&self, has: impl Fn(&str) -> bool) -> Result<Vec<Task>> {
-        let fixtures = match &self.fixtures {
-            Some(folder) => fixture::read_all(folder)?,
-            None => fixture::built_in()?,
-        };
+    pub(crate) fn plan(&self, fixtures: &[Fixture], has: impl Fn(&str) -> bool) -> Vec<Task> {
         let is_selected = |id: &str| {
             self.formula.is_empty() || self.formula.iter().any(|start| id.starts_with(start.as_str()))
         };
         let formulas = fixtures.iter().map(|fixture| fixture.formula.clone());
         let formulas: Vec<String> = formulas.filter(|id| is_selected(id) && has(id)).collect();
-        Ok(plan(&fixtures, &formulas, !self.no_relations))
+        plan(fixtures, &formulas, !self.no_relations)
     }
 }
 
@@ -115,6 +124,7 @@ impl From<Format> for Dtype {
 }
 
 pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
+    arguments.reports.clear(None)?;
     end_adapters_on_signals();
     let mut subject: Box<dyn Subject> = match (&arguments.adapter, arguments.builtin) {
         (Some(command), _) => Box::new(Process::start(command, arguments.patience.into())?),
@@ -127,19 +137,7 @@ pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
             "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
         );
     }
-    let tasks = arguments.selection.plan(|id| formulas.iter().any(|formula| formula == id))?;
-    let report = run(subject.as_mut(), adapter, tasks, |_| {});
-    Ok(conclude(&report))
-}
-
-/// Says how a run went; its exit status.
-pub(crate) fn conclude(report: &Report) -> ExitCode {
-    for (status, count) in report.counts() {
-        println!("{:16}{count}", status.word());
-    }
-    match report.verdict() {
-        Verdict::Passed => ExitCode::SUCCESS,
-        Verdict::Failed => ExitCode::from(1),
-        Verdict::Incomplete => ExitCode::from(3),
-    }
+    let fixtures = arguments.selection.fixtures()?;
+    let tasks = arguments.selection.plan(&fixtures, |id| formulas.iter().any(|formula| formula == id));
+    judged(subject.as_mut(), adapter, tasks, &fixtures, &arguments.reports)
 }

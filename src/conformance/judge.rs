@@ -7,7 +7,8 @@ use crate::formula::Formula;
 use crate::value::{Array, Named};
 
 /// How a question went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// The answer is right.
     Pass,

@@ -6,7 +6,7 @@ mod offline;
 mod process;
 mod protocol;
 mod relation;
-mod report;
+pub mod report;
 mod run;
 mod subject;
 mod tolerance;

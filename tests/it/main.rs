@@ -14,6 +14,7 @@ mod laws;
 mod llm;
 mod process;
 mod readme;
+mod report;
 mod schema;
 mod spec;
 mod tidy;
