@@ -22,7 +22,7 @@ use grpo_oracle::convention::Convention;
 use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::fixture::{self, Expected, Fixture};
 use grpo_oracle::formula::Formula;
-use notes::NOTES;
+use notes::note;
 use serde_json::Map;
 
 fn main() -> ExitCode {
@@ -146,7 +146,8 @@ options reproduce a package's choice, they stand on its page in [spec/convention
 column *at its defaults* says how far the reference with those options agrees with the package with its own.
 
 * **as asked**: of the golden cases that the package has the options for, how many it answers within the tolerance. The \
-rest are *unsupported*: the case asks for options that the package does not have. Masked slots hold finite numbers here.
+rest are *unsupported*: the case asks for options that the package does not have. A bound that it always has counts as any \
+other where neither bites. Masked slots hold finite numbers here, and those of outputs are not looked at.
 * **at its defaults**: of the cases' inputs, asked with no options, how many agree with the package's page. What the page \
 says in words and no option says counts against it here.
 * **masked NaN**: how many answers of those in *as asked* are lost when masked slots hold NaN and infinities, as they do in \
@@ -156,8 +157,10 @@ their domain), how many get an error of any kind instead of a number.
 
 ";
 
+/// The title of its page, less the version, and the version that answered.
 fn name(package: &Package) -> String {
-    format!("{} {}", package.asked.hello.name, package.asked.hello.version)
+    let title = package.convention.title.split(' ').next().unwrap_or_default();
+    format!("{title} {}", package.asked.hello.version)
 }
 
 /// Formula by package: right answers at the cases' options, over those given.
@@ -258,16 +261,13 @@ fn differences(page: &mut String, package: &Package) -> Result<(), Box<dyn Error
             any = true;
             let clauses: Vec<String> = outcome.task.clauses.iter().map(|clause| link(clause)).collect();
             let message = outcome.message.split(": off by").next().unwrap_or_default();
-            writeln!(page, "* `{formula}`, case `{case}`{when}: {}. {message}.", clauses.join(", "))?;
+            let read = note(package.convention.name, formula, case, &outcome.task.clauses);
+            let read = read.map(|read| format!(" *{read}*")).unwrap_or_default();
+            writeln!(page, "* `{formula}`, case `{case}`{when}: {}. {message}.{read}", clauses.join(", "))?;
         }
     }
     if !any {
         writeln!(page, "* nowhere.")?;
-    }
-    let notes: Vec<&str> =
-        NOTES.iter().filter(|note| note.0 == package.convention.name).map(|note| note.1).collect();
-    if !notes.is_empty() {
-        writeln!(page, "\nRead as:\n\n* {}", notes.join("\n* "))?;
     }
     Ok(writeln!(page)?)
 }
