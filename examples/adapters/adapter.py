@@ -131,7 +131,8 @@ def input_check(parameters, given):
 
 def option_check(name, annotation, value):
     if annotation is bool or isinstance(annotation, tuple):
-        fine = isinstance(value, bool) if annotation is bool else value in annotation
+        kinds = (True, False) if annotation is bool else annotation
+        fine = any(value == kind and type(value) is type(kind) for kind in kinds)
     else:
         null, whole, opens, least, most, closes = re.fullmatch(
             r"(null )?(whole )?([\[(])(.+), (.+)([\])])", annotation).groups()

@@ -243,33 +243,52 @@ fn not_given(outcomes: &[&Outcome]) -> String {
     names.into_iter().collect::<Vec<_>>().join(" ")
 }
 
-/// Clause by clause: the cases on which the package differs, and what it does instead.
+/// What the package does instead, each told once, by its first case.
 fn differences(page: &mut String, package: &Package) -> Result<(), Box<dyn Error>> {
     writeln!(page, "\nWhere it differs:\n")?;
-    let mut any = false;
-    for formula in &package.asked.hello.formulas {
-        let asked = package.of(&package.asked, formula).into_iter().filter(|one| differs(one));
-        let defaults = package.of(&package.defaults, formula).into_iter().filter(|one| differs(one));
-        let mut cases: BTreeMap<&str, (&Outcome, &str)> = BTreeMap::new();
-        for one in defaults {
-            cases.insert(&one.task.case, (one, " (at its defaults)"));
-        }
-        for one in asked {
-            cases.insert(&one.task.case, (one, ""));
-        }
-        for (case, (outcome, when)) in cases {
-            any = true;
-            let clauses: Vec<String> = outcome.task.clauses.iter().map(|clause| link(clause)).collect();
-            let message = outcome.message.split(": off by").next().unwrap_or_default();
-            let read = note(package.convention.name, formula, case, &outcome.task.clauses);
-            let read = read.map(|read| format!(" *{read}*")).unwrap_or_default();
-            writeln!(page, "* `{formula}`, case `{case}`{when}: {}. {message}.{read}", clauses.join(", "))?;
-        }
+    let groups = grouped(package);
+    for (read, cases) in &groups {
+        let Some((first, when)) = cases.values().next() else { continue };
+        let formulas: BTreeSet<&str> = cases.keys().map(|(formula, _)| *formula).collect();
+        let formulas: Vec<String> = formulas.into_iter().map(|formula| format!("`{formula}`")).collect();
+        let clauses: Vec<String> = first.task.clauses.iter().map(|clause| link(clause)).collect();
+        let message = first.message.split(": off by").next().unwrap_or_default();
+        let count = if cases.len() == 1 { "1 case".to_owned() } else { format!("{} cases", cases.len()) };
+        let read =
+            if read.starts_with('`') && !read.contains(' ') { String::new() } else { format!("{read} ") };
+        writeln!(
+            page,
+            "* {read}{count} of {}, such as `{}`{when}: {message}. Clauses: {}.",
+            formulas.join(", "),
+            first.task.case,
+            clauses.join(", ")
+        )?;
     }
-    if !any {
+    if groups.is_empty() {
         writeln!(page, "* nowhere.")?;
     }
     Ok(writeln!(page)?)
+}
+
+/// The cases on which the package differs, by formula and name; those at its own defaults are told so.
+type Cases<'a> = BTreeMap<(&'a str, &'a str), (&'a Outcome, &'static str)>;
+
+/// The cases by what there is to say of them, or by their formula.
+fn grouped(package: &Package) -> Vec<(String, Cases<'_>)> {
+    let mut groups: Vec<(String, Cases<'_>)> = Vec::new();
+    for (report, when) in [(&package.asked, ""), (&package.defaults, " (at its defaults)")] {
+        for outcome in report.outcomes.iter().filter(|outcome| differs(outcome)) {
+            let task = &outcome.task;
+            let read = note(package.convention.name, &task.formula, &task.case, &task.clauses);
+            let read = read.map_or_else(|| format!("`{}`", task.formula), str::to_owned);
+            let place = groups.iter().position(|group| group.0 == read).unwrap_or_else(|| {
+                groups.push((read, Cases::new()));
+                groups.len() - 1
+            });
+            groups[place].1.entry((&task.formula, &task.case)).or_insert((outcome, when));
+        }
+    }
+    groups
 }
 
 fn link(clause: &str) -> String {
