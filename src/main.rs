@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, show, verify};
+use command::{eval, offline, show, verify};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -50,6 +50,10 @@ enum Action {
                             talked to; 3 incomplete: no answer is wrong, but some question was not answered."
     )]
     Verify(verify::Verify),
+    /// Write the questions to a file, for an implementation that no pipe reaches.
+    Export(offline::Export),
+    /// Judge a file of answers to the questions that `export` wrote.
+    Judge(offline::Judge),
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -90,6 +94,8 @@ fn run(action: Action) -> Result<ExitCode> {
             eval::eval(&formula, convention.as_deref(), evaluate)?
         }
         Action::Verify(arguments) => return verify::verify(&arguments),
+        Action::Export(arguments) => offline::export(&arguments)?,
+        Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

@@ -221,7 +221,7 @@ fn wrong(judged: &Judged) -> String {
 }
 
 /// Why the question decides nothing in this format, if it does not.
-fn not_applicable(task: &Task, dtype: Dtype) -> Option<String> {
+pub(super) fn not_applicable(task: &Task, dtype: Dtype) -> Option<String> {
     let texts_only = task.exact_in.is_empty();
     if !texts_only && !task.exact_in.iter().any(|format| format == dtype.name()) {
         return Some(format!("{} does not represent the inputs", dtype.name()));
