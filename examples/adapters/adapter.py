@@ -66,11 +66,17 @@ def nested(name, shape, data):
 
 
 def plain(value):
-    """Nested lists as JSON can say them."""
+    """Numbers and nested lists, arrays of numpy among them, as JSON can say them."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
+    if isinstance(value, bool):
+        return int(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
     return value
 
 

@@ -47,9 +47,7 @@ def bound(name, asked, own, numbers):
 def write(value):
     if not isinstance(value, torch.Tensor):
         return adapter.plain(value)
-    entries = value.detach().reshape(-1).tolist()
-    numbers = [int(entry) if isinstance(entry, bool) else entry for entry in entries]
-    return {"shape": list(value.shape), "data": adapter.plain(numbers)}
+    return {"shape": list(value.shape), "data": adapter.plain(value.detach().reshape(-1))}
 
 
 def by_autograd(name, function, inputs, options, want):
