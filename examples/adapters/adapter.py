@@ -66,11 +66,17 @@ def nested(name, shape, data):
 
 
 def plain(value):
-    """Nested lists as JSON can say them."""
+    """Numbers and nested lists, arrays of numpy among them, as JSON can say them."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
+    if isinstance(value, bool):
+        return int(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
     return value
 
 
@@ -131,7 +137,8 @@ def input_check(parameters, given):
 
 def option_check(name, annotation, value):
     if annotation is bool or isinstance(annotation, tuple):
-        fine = isinstance(value, bool) if annotation is bool else value in annotation
+        kinds = (True, False) if annotation is bool else annotation
+        fine = any(value == kind and type(value) is type(kind) for kind in kinds)
     else:
         null, whole, opens, least, most, closes = re.fullmatch(
             r"(null )?(whole )?([\[(])(.+), (.+)([\])])", annotation).groups()

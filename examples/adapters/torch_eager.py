@@ -72,7 +72,7 @@ def variance(kept, ddof):
     return kept.sum() * 0 if all_equal(kept) else kept.var(correction=ddof)
 
 
-def whiten(values, mask, ddof=1, eps=1e-8, eps_mode="add", shift_mean=True):
+def whitened(values, mask, ddof=1, eps=1e-8, eps_mode="add", shift_mean=True):
     mask = mask.bool()
     kept = values[mask]
     spread, mean = variance(kept, ddof), kept.mean()
@@ -94,7 +94,7 @@ def mask_whiten(
     values: "...", mask: "mask ...", *,
     ddof: (0, 1) = 1, eps: RATE = 1e-8, eps_mode: ("add", "clamp") = "add", shift_mean: bool = True,
 ):
-    return {"whitened": whiten(values, mask, ddof, eps, eps_mode, shift_mean)}
+    return {"whitened": whitened(values, mask, ddof, eps, eps_mode, shift_mean)}
 
 
 # Advantages -----------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def gae(
         advantages[:, t] = advantage.masked_fill(~keep, 0)
     returns = advantages + values
     if whiten:
-        advantages = globals()["whiten"](advantages, mask, whiten_ddof, whiten_eps, whiten_eps_mode)
+        advantages = whitened(advantages, mask, whiten_ddof, whiten_eps, whiten_eps_mode)
     return {"advantages": advantages, "returns": returns}
 
 

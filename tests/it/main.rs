@@ -2,6 +2,7 @@
 //! the code, the language model and the trainer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod adapters;
 mod answers;
 mod command;
 mod conventions;
