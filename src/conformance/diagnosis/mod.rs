@@ -1,0 +1,336 @@
+//! What a failure looks like, in words: what each well-known mistake would answer is computed and compared with what was
+//! answered. Nothing is guessed, and what matches nothing is said to match nothing.
+
+mod look;
+mod slips;
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::{Dtype, Judged, Outcome, Status};
+use crate::Result;
+use crate::evaluate::{Evaluation, Question, evaluate, evaluate_outputs};
+use crate::fixture::Expected;
+use crate::formula::Formula;
+use crate::value::Array;
+
+use look::Look;
+use slips::SLIPS;
+
+/// Said of a failure that nothing explains.
+pub const UNKNOWN: &str = "matches no known variant";
+
+/// How many explanations of one failure are told.
+const MOST: usize = 4;
+
+/// How many hypotheses whose outputs are right have their gradients computed; each costs a pass for every entry.
+const MOST_GRADIENTS: usize = 12;
+
+/// What the failures of a formula have in common.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// In words.
+    pub words: String,
+    /// The options under which it happens, in words; empty if whatever they are.
+    pub condition: String,
+    /// How many failing cases it explains.
+    pub explained: usize,
+    /// How many cases fail.
+    pub failing: usize,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { words, condition, explained, failing } = self;
+        write!(f, "{words}")?;
+        if !condition.is_empty() {
+            write!(f, ", where {condition}")?;
+        }
+        write!(f, " ({explained} of {failing} failing cases)")
+    }
+}
+
+/// What the failure looks like, the most telling first; nothing where there is none.
+pub(super) fn diagnose(outcome: &Outcome, dtype: Dtype) -> Vec<String> {
+    if outcome.status != Status::Fail {
+        return Vec::new();
+    }
+    let Some(seen) = Seen::new(outcome, dtype) else { return Vec::new() };
+    let mut words = Vec::new();
+    let mut gradients = MOST_GRADIENTS;
+    for hypothesis in hypotheses(&[&seen]) {
+        if words.len() < MOST && seen.is_as(&hypothesis, &mut gradients) == Some(true) {
+            words.push(hypothesis.words);
+        }
+    }
+    words.truncate(MOST);
+    if words.is_empty() {
+        words.push(UNKNOWN.to_owned());
+    }
+    words.extend(seen.outline());
+    words
+}
+
+/// What the failures among the outcomes of one formula have in common: what explains them all and contradicts no case that
+/// passed, if there is such a thing; what explains most of them if not. `None` if none failed or nothing explains any.
+pub fn of_formula(outcomes: &[&Outcome], dtype: Dtype) -> Option<Finding> {
+    let of = |status: Status| outcomes.iter().filter(move |outcome| outcome.status == status);
+    let failing: Vec<Seen<'_>> = of(Status::Fail).filter_map(|outcome| Seen::new(outcome, dtype)).collect();
+    let passing: Vec<Seen<'_>> = of(Status::Pass).filter_map(|outcome| Seen::new(outcome, dtype)).collect();
+    let references: Vec<&Seen<'_>> = failing.iter().collect();
+    let mut best: Option<(usize, usize, Hypothesis)> = None;
+    for hypothesis in hypotheses(&references) {
+        let is_explained = |seen: &&Seen<'_>| seen.is_as(&hypothesis, &mut usize::MAX.clone()) == Some(true);
+        let explained = failing.iter().filter(is_explained).count();
+        let so_far = best.as_ref().map_or((0, usize::MAX), |(explained, against, _)| (*explained, *against));
+        if explained == 0 || explained < so_far.0 || (explained == so_far.0 && so_far.1 == 0) {
+            continue;
+        }
+        let against = unless_told_apart(&hypothesis, &failing, &passing).0;
+        if explained > so_far.0 || against < so_far.1 {
+            best = Some((explained, against, hypothesis));
+        }
+    }
+    let (explained, _, hypothesis) = best?;
+    let condition = unless_told_apart(&hypothesis, &failing, &passing).1;
+    Some(Finding { words: hypothesis.words, condition, explained, failing: failing.len() })
+}
+
+/// How many passing cases contradict the hypothesis, and the option by whose value the failing cases differ from them all,
+/// if there is one; then none of them counts.
+fn unless_told_apart(hypothesis: &Hypothesis, failing: &[Seen<'_>], passing: &[Seen<'_>]) -> (usize, String) {
+    let contradicts = |seen: &&Seen<'_>| seen.is_as(hypothesis, &mut usize::MAX.clone()) == Some(false);
+    let against: Vec<&Seen<'_>> = passing.iter().filter(contradicts).collect();
+    let Some(first) = failing.first().filter(|_| !against.is_empty()) else {
+        return (against.len(), String::new());
+    };
+    for option in first.row.options {
+        let value = |seen: &Seen<'_>| seen.question().options.get(option.name).map(ToString::to_string);
+        let mut wrong: Vec<String> = failing.iter().filter_map(value).collect();
+        wrong.sort();
+        wrong.dedup();
+        if wrong.len() <= 3
+            && against.iter().all(|seen| value(seen).is_none_or(|value| !wrong.contains(&value)))
+        {
+            return (0, format!("`{}` is {}", option.name, wrong.join(" or ")));
+        }
+    }
+    (against.len(), String::new())
+}
+
+/// Something that an implementation may do instead.
+struct Hypothesis {
+    words: String,
+    answer: Answer,
+}
+
+/// What an implementation that does so answers.
+enum Answer {
+    /// The reference's answer under these options.
+    Options(Map<String, Value>),
+    /// What a slip of the table answers.
+    Slip(slips::Answer),
+    /// An answer that looks like this beside the right one.
+    Look(Look),
+}
+
+/// Every hypothesis about the formula of some outcomes, the most plausible first. The outcomes say only which factors are
+/// worth a try.
+fn hypotheses(failing: &[&Seen<'_>]) -> Vec<Hypothesis> {
+    let Some(row) = failing.first().map(|seen| seen.row) else { return Vec::new() };
+    let mut all = Vec::new();
+    let mut add = |words: String, answer: Answer| all.push(Hypothesis { words, answer });
+    for rival in row.rivals {
+        if let Ok(options) = serde_json::from_str(rival.options) {
+            add(format!("matches rival: {}", rival.name), Answer::Options(options));
+        }
+    }
+    for slip in SLIPS.iter().filter(|slip| (slip.applies)(row)) {
+        add(slip.words.to_owned(), Answer::Slip(slip.answer));
+    }
+    for (words, look) in look::looks(failing) {
+        add(words, Answer::Look(look));
+    }
+    for option in row.options {
+        let samples: Vec<Value> = serde_json::from_str(option.samples).unwrap_or_default();
+        for value in samples {
+            let words = format!("as if `{}` were {value}", option.name);
+            add(words, Answer::Options(Map::from_iter([(option.name.to_owned(), value)])));
+        }
+    }
+    all
+}
+
+/// An outcome, and what is needed to explain it.
+struct Seen<'a> {
+    outcome: &'a Outcome,
+    row: &'static Formula<f64>,
+    dtype: Dtype,
+}
+
+impl<'a> Seen<'a> {
+    fn new(outcome: &'a Outcome, dtype: Dtype) -> Option<Self> {
+        let row = Formula::find(&outcome.task.formula).ok()?;
+        Some(Self { outcome, row, dtype })
+    }
+
+    fn question(&self) -> &'a Question {
+        &self.outcome.task.question
+    }
+
+    fn expected(&self) -> Option<&'a Evaluation> {
+        match &self.outcome.task.expected {
+            Expected::Answer(answer) => Some(answer),
+            Expected::Error(_) => None,
+        }
+    }
+
+    /// The answers that are wrong.
+    fn wrong(&self) -> impl Iterator<Item = &'a Judged> {
+        self.outcome.judged.iter().filter(|judged| !judged.is_right())
+    }
+
+    fn values_are_right(&self) -> bool {
+        !self.outcome.judged.is_empty() && self.wrong().all(|judged| is_gradient(&judged.name))
+    }
+
+    /// The code of the error that was answered.
+    fn error(&self) -> Option<&'a str> {
+        if self.outcome.status == Status::Pass {
+            return match &self.outcome.task.expected {
+                Expected::Error(code) => Some(code),
+                Expected::Answer(_) => None,
+            };
+        }
+        self.outcome.message.strip_prefix("the error is `")?.split('`').next()
+    }
+
+    /// Whether the answer is what the hypothesis says; `None` if it says nothing about this question.
+    fn is_as(&self, hypothesis: &Hypothesis, gradients: &mut usize) -> Option<bool> {
+        match &hypothesis.answer {
+            Answer::Look(look) => look.sees(self),
+            Answer::Slip(answer) => self.is_answered_by(gradients, |with_gradients| {
+                answer(&slips::Ask::new(self.row, self.question(), self.expected(), with_gradients))
+            }),
+            Answer::Options(overlay) => {
+                let mut question = self.question().clone();
+                question.options.extend(overlay.clone());
+                if question.options == self.question().options {
+                    // It does here what it should.
+                    return Some(self.outcome.status == Status::Pass);
+                }
+                self.is_answered_by(gradients, |with_gradients| {
+                    Some(reference(self.row.id, &question, with_gradients))
+                })
+            }
+        }
+    }
+
+    /// Whether the answer is this one. The outputs are asked for first: most hypotheses fail by them, and gradients are dear.
+    fn is_answered_by(
+        &self,
+        gradients: &mut usize,
+        answer: impl Fn(bool) -> Option<Result<Evaluation>>,
+    ) -> Option<bool> {
+        let outputs = match answer(false)? {
+            Ok(outputs) => outputs,
+            Err(error) => return Some(self.error() == Some(error.code())),
+        };
+        if self.outcome.judged.is_empty() {
+            // An answer beside an expected error is not kept: that there is one has to do.
+            return Some(self.error().is_none());
+        }
+        if !super::is_applicable(outputs.margin, self.dtype) {
+            return None;
+        }
+        let judged = |of_gradients: bool| {
+            self.outcome.judged.iter().filter(move |judged| is_gradient(&judged.name) == of_gradients)
+        };
+        if !judged(false).all(|judged| self.is_near(judged, &outputs)) {
+            return Some(false);
+        }
+        if judged(true).next().is_none() {
+            return Some(true);
+        }
+        *gradients = gradients.checked_sub(1)?;
+        let all = answer(true)?.ok()?;
+        Some(judged(true).all(|judged| self.is_near(judged, &all)))
+    }
+
+    /// Whether an answer is what was foreseen. A foreseen answer is computed along another way than the reference's own, so
+    /// that its bound is stretched; hypotheses differ by far more.
+    fn is_near(&self, judged: &Judged, foreseen: &Evaluation) -> bool {
+        let array = match judged.name.strip_prefix("grad:") {
+            Some(input) => foreseen.gradients.get(input),
+            None => foreseen.outputs.get(&judged.name),
+        };
+        let (Some(array), Some(bound)) = (array, foreseen.bounds.get(&judged.name)) else { return false };
+        let entries = array.reals().iter().zip(bound.reals()).zip(judged.got.reals());
+        array.shape == judged.got.shape
+            && entries.into_iter().all(|((&value, &bound), &got)| is_close(value, bound, got, self.dtype))
+    }
+
+    /// What can be said of the failure as a whole.
+    fn outline(&self) -> Option<String> {
+        if let Expected::Error(code) = &self.outcome.task.expected {
+            return Some(match self.error() {
+                Some(got) => format!("says `{got}` of what is the error `{code}`"),
+                None => format!("accepts what should be the error `{code}`"),
+            });
+        }
+        if let Some(code) = self.error() {
+            return Some(format!("refuses with `{code}` what has an answer"));
+        }
+        if let Some(judged) = self.wrong().find(|judged| judged.expected.shape != judged.got.shape) {
+            return Some(shapes(judged));
+        }
+        if self.values_are_right() {
+            return Some("value right, gradient wrong".to_owned());
+        }
+        let is_about_values = self.outcome.judged.iter().any(|judged| is_gradient(&judged.name));
+        let first =
+            self.outcome.judged.iter().find(|judged| is_gradient(&judged.name) && !is_zero(&judged.expected));
+        let gradients_are_right = self.wrong().all(|judged| !is_gradient(&judged.name));
+        (is_about_values && first.is_some() && gradients_are_right)
+            .then(|| "value wrong, gradient right".to_owned())
+    }
+}
+
+fn shapes(judged: &Judged) -> String {
+    let (got, wanted) = (&judged.got.shape, &judged.expected.shape);
+    let count = |shape: &[usize]| shape.iter().product::<usize>();
+    let reversed: Vec<usize> = wanted.iter().rev().copied().collect();
+    let how = if *got == reversed {
+        "transposed"
+    } else if got.is_empty() {
+        "reduced to one number"
+    } else if wanted.is_empty() {
+        "not reduced"
+    } else if count(got) == count(wanted) {
+        "reshaped"
+    } else if got.len() > wanted.len() {
+        "broadcast"
+    } else {
+        "of another shape"
+    };
+    format!("`{}` is {how}: {got:?} for {wanted:?}", judged.name)
+}
+
+/// The reference's answer, with gradients or without.
+fn reference(id: &str, question: &Question, with_gradients: bool) -> Result<Evaluation> {
+    if with_gradients { evaluate(id, question) } else { evaluate_outputs(id, question) }
+}
+
+fn is_gradient(name: &str) -> bool {
+    name.starts_with("grad:")
+}
+
+fn is_zero(array: &Array) -> bool {
+    array.reals().iter().all(|&entry| entry == 0.0)
+}
+
+fn is_close(value: f64, bound: f64, got: f64, dtype: Dtype) -> bool {
+    let allowed = 16.0 * dtype.unit_roundoff() * (bound + value.abs()) + f64::MIN_POSITIVE;
+    value == got || (value.is_nan() && got.is_nan()) || (got - value).abs() <= allowed
+}
