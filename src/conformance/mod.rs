@@ -2,6 +2,7 @@
 
 pub mod diagnosis;
 mod judge;
+mod process;
 mod protocol;
 mod relation;
 mod report;
@@ -10,6 +11,7 @@ mod subject;
 mod tolerance;
 
 pub use judge::{Judged, Outcome, Status, Task, judge};
+pub use process::{LONGEST_LINE, Limits, Line, Lines, Process};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use report::{Report, Verdict};
 pub use run::{plan, run};
