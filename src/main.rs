@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, show, verify};
+use command::{eval, show, verify, zoo};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -50,6 +50,8 @@ enum Action {
                             talked to; 3 incomplete: no answer is wrong, but some question was not answered."
     )]
     Verify(verify::Verify),
+    /// Judge known-wrong implementations, each of which has to be caught and called by its name.
+    Zoo(zoo::Zoo),
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -90,6 +92,7 @@ fn run(action: Action) -> Result<ExitCode> {
             eval::eval(&formula, convention.as_deref(), evaluate)?
         }
         Action::Verify(arguments) => return verify::verify(&arguments),
+        Action::Zoo(arguments) => return zoo::zoo(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

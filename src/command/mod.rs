@@ -3,3 +3,4 @@
 pub(crate) mod eval;
 pub(crate) mod show;
 pub(crate) mod verify;
+pub(crate) mod zoo;
