@@ -1,5 +1,6 @@
 //! `zoo`: known-wrong implementations, every one of which has to be caught and named.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,6 +21,9 @@ pub(crate) struct Zoo {
     /// The interpreter that runs them.
     #[arg(long, value_name = "COMMAND", default_value = "python3")]
     python: String,
+    /// Show every failing case and what it looks like.
+    #[arg(long)]
+    cases: bool,
     #[command(flatten)]
     patience: Patience,
 }
@@ -34,21 +38,40 @@ struct Fared {
     judged: usize,
     /// What each formula that fails is said to have.
     named: Vec<String>,
+    /// The failing cases, if they are to be shown.
+    failures: Vec<String>,
     /// What is not as it has to be; empty if the adapter is caught and named.
     problem: String,
 }
 
 pub(crate) fn zoo(arguments: &Zoo) -> Result<ExitCode> {
     let fixtures = built_in()?;
+    let paths = adapters(&arguments.folder)?;
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(8);
+    let part = paths.len().div_ceil(threads);
+    let all = std::thread::scope(|scope| {
+        let fixtures = &fixtures;
+        let judging = |paths: &[PathBuf]| -> Result<Vec<Fared>> {
+            paths.iter().map(|path| fared(arguments, path, fixtures)).collect()
+        };
+        let parts: Vec<_> = paths.chunks(part).map(|paths| scope.spawn(move || judging(paths))).collect();
+        let joined = parts.into_iter().map(|part| part.join());
+        joined.map(|part| part.unwrap_or_else(|_| Err(ended_early()))).collect::<Vec<_>>()
+    });
     let mut is_well = true;
-    for path in adapters(&arguments.folder)? {
-        let command = format!("{} {}", arguments.python, quoted(&path));
-        let mut subject = Process::start(&command, arguments.patience.into())?;
-        let fared = judged(&path, &mut subject, &fixtures, &command)?;
-        is_well &= fared.problem.is_empty();
-        print!("{}", fared.line());
+    for part in all {
+        for fared in part? {
+            is_well &= fared.problem.is_empty();
+            print!("{}", fared.line());
+        }
     }
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn fared(arguments: &Zoo, path: &Path, fixtures: &[Fixture]) -> Result<Fared> {
+    let command = format!("{} {}", arguments.python, quoted(path));
+    let mut subject = Process::start(&command, arguments.patience.into())?;
+    judged(path, &mut subject, fixtures, &command, arguments.cases)
 }
 
 /// The adapters of a folder by name, the right one first.
@@ -72,7 +95,13 @@ fn quoted(path: &Path) -> String {
     format!("'{}'", path.display())
 }
 
-fn judged(path: &Path, subject: &mut dyn Subject, fixtures: &[Fixture], command: &str) -> Result<Fared> {
+fn judged(
+    path: &Path,
+    subject: &mut dyn Subject,
+    fixtures: &[Fixture],
+    command: &str,
+    cases: bool,
+) -> Result<Fared> {
     let formulas = subject.hello().formulas.clone();
     let report = run(subject, command, plan(fixtures, &formulas, true), |_| {});
     let name = name(path);
@@ -84,12 +113,19 @@ fn judged(path: &Path, subject: &mut dyn Subject, fixtures: &[Fixture], command:
         let expects: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# expects: ")).collect();
         caught(&report, &formulas, &expects)
     };
+    let failures = report.outcomes.iter().filter(|outcome| cases && outcome.status == Status::Fail);
+    let failures = failures.map(|outcome| {
+        let (task, words) = (&outcome.task, outcome.diagnosis.join("; "));
+        format!("{} {}: {words}\n            {}", task.formula, task.case, outcome.message)
+    });
+    let failures = failures.collect();
     let count = |status: Status| report.counts()[&status];
     Ok(Fared {
         name,
         failing: count(Status::Fail),
         judged: count(Status::Fail) + count(Status::Pass),
         named,
+        failures,
         problem,
     })
 }
@@ -143,7 +179,7 @@ impl Fared {
     /// A line of the table, and one more for everything that the adapter is called.
     fn line(&self) -> String {
         let mark = if self.problem.is_empty() { "ok" } else { "NO" };
-        let Self { name, failing, judged, named, problem } = self;
+        let Self { name, failing, judged, named, failures, problem } = self;
         let mut text = format!("{mark}  {name:28} {failing:4} of {judged:4} cases fail");
         let mut seen: Vec<&String> = Vec::new();
         for words in named {
@@ -152,9 +188,18 @@ impl Fared {
                 seen.push(words);
             }
         }
+        for failure in failures {
+            text += &format!("\n          {failure}");
+        }
         if !problem.is_empty() {
             text += &format!("\n    !   {problem}");
         }
         text + "\n"
+    }
+}
+
+fn ended_early() -> Error {
+    Error::Unsupported {
+        what: "judging a part of the zoo ended early; judge its adapters one by one with `verify`".to_owned(),
     }
 }

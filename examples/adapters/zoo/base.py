@@ -224,20 +224,22 @@ def plain(entry):
     return entry if math.isfinite(entry) else "NaN" if entry != entry else "Infinity" if entry > 0 else "-Infinity"
 
 
-def serve(name="zoo: base", formulas=None):
-    hello = {"protocol": 1, "name": name, "version": "1", "language": "python", "dtype": "f64"}
+def serve(name="zoo: base", formulas=None, dtype="f64"):
+    hello = {"protocol": 1, "name": name, "version": "1", "language": "python", "dtype": dtype}
     for line in sys.stdin:
         request = json.loads(line)
-        if request["cmd"] == "hello":
-            reply = hello | {"formulas": formulas or list(FORMULAS)}
-        elif request["cmd"] == "stop":
+        if request["cmd"] == "bye":
             return
-        else:
-            try:
-                reply = {"id": request["id"], "ok": answer(request)}
-            except Fault as fault:
-                reply = {"id": request["id"], "error": {"kind": fault.args[0], "message": fault.args[1]}}
-        print(json.dumps(reply), flush=True)
+        print(json.dumps({"id": request["id"]} | reply_to(request, hello | {"formulas": formulas or list(FORMULAS)})), flush=True)
+
+
+def reply_to(request, hello):
+    if request["cmd"] == "hello":
+        return {"ok": hello}
+    try:
+        return {"ok": answer(request)}
+    except Fault as fault:
+        return {"error": {"kind": fault.args[0], "message": fault.args[1]}}
 
 
 # Masks ---------------------------------------------------------------------------------------------------------------
@@ -484,8 +486,12 @@ def token_logp(x, o):
     return {"logp": Array(shape, sum(rows, [])), "entropy": Array(shape, map(entropy_of, logps))}
 
 
+def log_ratio(logp, old):
+    return logp - stop(old)
+
+
 def ratio_of(logp, old, clamp_at):
-    difference = logp - stop(old)
+    difference = log_ratio(logp, old)
     return exp(difference if clamp_at is None else clamp(difference, -clamp_at, clamp_at))
 
 
@@ -577,7 +583,7 @@ def clip(x, o):
 
     share = lambda test: sum(bool(test(*token)) for token in live) / len(live) if live else 0.0
     bound = math.inf if o.log_ratio_clamp is None else o.log_ratio_clamp
-    gaps = [value(new) - value(old) for new, old, keep in zip(x["logp"].data, x["logp_old"].data, mask.data) if keep]
+    gaps = [value(log_ratio(new, old)) for new, old, keep in zip(x["logp"].data, x["logp_old"].data, mask.data) if keep]
     return {
         "loss": Array(mask.shape, [token[2] if token else 0.0 for token in tokens]),
         "clip_fraction": share(is_clipped),
@@ -687,6 +693,7 @@ def combined(policy, kl_term, entropy, o):
 
 
 def of_tokens(entries, mask, o):
+    """The aggregate of the losses of the tokens that a mask keeps."""
     rows = kept_rows(Array(mask.shape, entries), mask)
     return aggregate(rows, rows, mask.shape[1], o)
 

@@ -1,7 +1,6 @@
 """Sequences that were filtered out, which keep no token, are left in the denominator.
 
-Seen: https://github.com/huggingface/trl/pull/3248
-(its review discusses what masked-out samples do to a mean)
+Seen: https://github.com/radixark/miles/pull/2796 (there each is counted as a token)
 """
 # expects: sequences without a kept token are counted
 

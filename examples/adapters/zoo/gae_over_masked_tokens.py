@@ -3,6 +3,7 @@
 Seen: https://github.com/alibaba/ROLL/pull/447
 """
 # expects: values read at masked slots
+# expects: masked slots leak: NaN or an infinity in one of them comes out
 
 import base
 

@@ -1,4 +1,4 @@
-"""The KL is added after the aggregation, as its mean over all slots, padding included.
+"""The KL is added after the aggregation, as its plain mean over all slots, padding counted as zeros.
 
 Seen: https://github.com/allenai/open-instruct/pull/535
 """
@@ -8,7 +8,8 @@ import base
 
 
 def kl_loss(x, mask, tokens, o):
-    return base.mean(base.kl_tokens(x, o))
+    found = [entry for entry, keep in zip(base.kl_tokens(x, o), mask.data) if keep]
+    return base.total(found) / len(mask.data)
 
 
 base.kl_loss = kl_loss

@@ -7,12 +7,11 @@ A plausible slip.
 import base
 
 
-def ratio_of(logp, old, clamp_at):
-    difference = base.stop(old) - logp
-    return base.exp(difference if clamp_at is None else base.clamp(difference, -clamp_at, clamp_at))
+def log_ratio(logp, old):
+    return base.stop(old) - logp
 
 
-base.ratio_of = ratio_of
+base.log_ratio = log_ratio
 
 
 base.serve("zoo: log ratio sign", ["logprob.ratio", "objective.clip"])

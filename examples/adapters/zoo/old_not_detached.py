@@ -2,7 +2,8 @@
 
 A plausible slip.
 """
-# expects: value right, gradient wrong: the gradient flows to `logp_old`, which is a constant / value right, gradient wrong: the gradient flows to `logp_ref`, which is a constant
+# expects: value right, gradient wrong: the gradient flows to `logp_old`, which is a constant
+# expects: value right, gradient wrong: the gradient flows to `logp_ref`, which is a constant
 
 import base
 

@@ -2,7 +2,8 @@
 
 Seen: https://github.com/huggingface/trl/pull/2881
 """
-# expects: matches rival: sequence mean of token means / matches rival: sequence mean for token mean
+# expects: matches rival: sequence mean of token means
+# expects: matches rival: sequence mean for token mean
 
 import base
 

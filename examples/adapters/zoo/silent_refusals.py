@@ -2,7 +2,7 @@
 
 A plausible slip.
 """
-# expects: accepts what should be the error
+# expects: accepts what should be an error
 
 import base
 

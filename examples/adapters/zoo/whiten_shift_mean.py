@@ -2,7 +2,7 @@
 
 A plausible slip. torchtune's argument of this name means just that.
 """
-# expects: an option of two values read the other way round
+# expects: `shift_mean` read the other way round
 
 import base
 

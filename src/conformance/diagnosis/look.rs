@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{Seen, is_close, is_gradient, is_zero};
 use crate::conformance::{Judged, Status};
 use crate::evaluate::Question;
+use crate::fixture::Expected;
 use crate::formula::Gradient;
 use crate::value::{Array, Data, Kind};
 
@@ -18,6 +19,10 @@ pub(super) enum Look {
     Stopped(&'static str),
     /// A gradient reaches this input, which is a constant.
     Flowing(&'static str),
+    /// What should be an error is answered.
+    Accepts,
+    /// What has an answer is refused.
+    Refuses,
     /// What stands in masked slots comes out as NaN or an infinity.
     Leak,
     /// Only groups of one are wrong.
@@ -37,6 +42,10 @@ pub(super) fn looks(failing: &[&Seen<'_>]) -> Vec<(String, Look)> {
         ("equal members are told by a rounded deviation, not by comparing".to_owned(), Look::EqualMembers),
         ("the variance is computed in one pass and cancels".to_owned(), Look::OnePass),
         ("off by the sign".to_owned(), Look::By(-1.0)),
+        ("off by the factor 2".to_owned(), Look::By(2.0)),
+        ("off by the factor 1/2".to_owned(), Look::By(0.5)),
+        ("accepts what should be an error".to_owned(), Look::Accepts),
+        ("refuses what has an answer".to_owned(), Look::Refuses),
     ];
     for input in row.inputs {
         let name = input.name;
@@ -56,12 +65,13 @@ pub(super) fn looks(failing: &[&Seen<'_>]) -> Vec<(String, Look)> {
         ("1/sqrt(C)", |count| 1.0 / count.sqrt()),
     ];
     for count in COUNTS {
-        for (shape, power) in shapes {
+        // Roots are those of variances.
+        let shapes = if count.starts_with('n') { &shapes[..] } else { &shapes[..2] };
+        for &(shape, power) in shapes {
             let words = format!("off by the factor {}", shape.replace('C', count));
             all.push((words, Look::Times(count, power)));
         }
     }
-    all.extend([2.0, 0.5].map(|factor| (format!("off by the factor {factor}"), Look::By(factor))));
     if let Some(factor) = failing.iter().find_map(|seen| factor(seen)) {
         all.push((format!("off by the factor {factor:.6}"), Look::By(factor)));
     }
@@ -71,6 +81,12 @@ pub(super) fn looks(failing: &[&Seen<'_>]) -> Vec<(String, Look)> {
 impl Look {
     /// Whether it is seen; `None` if it cannot be seen in such a case.
     pub(super) fn sees(&self, seen: &Seen<'_>) -> Option<bool> {
+        match self {
+            Self::Accepts => return accepts(seen),
+            Self::Refuses => return refuses(seen),
+            Self::LoneMembers if refusal(seen) == Some("group-size") => return accepts(seen),
+            _ => {}
+        }
         if seen.outcome.judged.is_empty() {
             return (seen.outcome.status != Status::Pass).then_some(false);
         }
@@ -89,6 +105,8 @@ impl Look {
                 let only = seen.wrong().all(|judged| judged.name == gradient.name);
                 Some(only && is_zero(&gradient.expected) && !is_zero(&gradient.got))
             }
+            Self::Accepts => accepts(seen),
+            Self::Refuses => refuses(seen),
             Self::Leak => leak(seen),
             Self::LoneMembers => only_in(seen, |members, _| members.len() == 1),
             Self::EqualMembers => only_in(seen, |members, values| {
@@ -97,6 +115,25 @@ impl Look {
             Self::OnePass => one_pass(seen),
         }
     }
+}
+
+/// The error that the question should get.
+fn refusal<'a>(seen: &Seen<'a>) -> Option<&'a str> {
+    match &seen.outcome.task.expected {
+        Expected::Error(code) => Some(code),
+        Expected::Answer(_) => None,
+    }
+}
+
+fn accepts(seen: &Seen<'_>) -> Option<bool> {
+    if refusal(seen).is_none() {
+        return (seen.outcome.status != Status::Pass).then_some(false);
+    }
+    Some(seen.error().is_none())
+}
+
+fn refuses(seen: &Seen<'_>) -> Option<bool> {
+    (seen.outcome.status != Status::Pass).then(|| refusal(seen).is_none() && seen.error().is_some())
 }
 
 fn gradient<'a>(seen: &Seen<'a>, input: &str) -> Option<&'a Judged> {

@@ -129,6 +129,8 @@ struct Hypothesis {
 enum Answer {
     /// The reference's answer under these options.
     Options(Map<String, Value>),
+    /// The reference's answer with an option of two values that has the other one.
+    Turned(&'static str, [Value; 2]),
     /// What a slip of the table answers.
     Slip(slips::Answer),
     /// An answer that looks like this beside the right one.
@@ -154,6 +156,11 @@ fn hypotheses(failing: &[&Seen<'_>]) -> Vec<Hypothesis> {
     }
     for option in row.options {
         let samples: Vec<Value> = serde_json::from_str(option.samples).unwrap_or_default();
+        if let Ok(values) = <[Value; 2]>::try_from(samples.clone())
+            && !values.contains(&Value::Null)
+        {
+            add(format!("`{}` read the other way round", option.name), Answer::Turned(option.name, values));
+        }
         for value in samples {
             let words = format!("as if `{}` were {value}", option.name);
             add(words, Answer::Options(Map::from_iter([(option.name.to_owned(), value)])));
@@ -213,6 +220,12 @@ impl<'a> Seen<'a> {
             Answer::Slip(answer) => self.is_answered_by(gradients, |with_gradients| {
                 answer(&slips::Ask::new(self.row, self.question(), self.expected(), with_gradients))
             }),
+            Answer::Turned(option, [one, other]) => {
+                let value = if self.question().options.get(*option) == Some(one) { other } else { one };
+                let overlay = Map::from_iter([((*option).to_owned(), value.clone())]);
+                let hypothesis = Hypothesis { words: String::new(), answer: Answer::Options(overlay) };
+                self.is_as(&hypothesis, gradients)
+            }
             Answer::Options(overlay) => {
                 let mut question = self.question().clone();
                 question.options.extend(overlay.clone());

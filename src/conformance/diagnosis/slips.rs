@@ -131,11 +131,6 @@ pub(super) const SLIPS: &[Slip] = &[
         |ask| ask.with_step(|step| step - 1.0),
     ),
     slip("1 - (1 - c/n)^k, which is biased", |row| row.id == "metrics.pass_at_k", biased_pass_at_k),
-    slip(
-        "an option of two values read the other way round",
-        |row| row.options.iter().any(is_switch),
-        |ask| ask.all_switches_turned(),
-    ),
 ];
 
 const fn slip(words: &'static str, applies: fn(&Formula<f64>) -> bool, answer: Answer) -> Slip {
@@ -168,19 +163,6 @@ fn is_clip(row: &Formula<f64>) -> bool {
 
 fn is_actor_loss(row: &Formula<f64>) -> bool {
     row.id == "objective.actor_loss"
-}
-
-fn is_switch(option: &crate::formula::OptionField) -> bool {
-    switch(option).is_some()
-}
-
-/// The two values of an option that has no more.
-fn switch(option: &crate::formula::OptionField) -> Option<(Value, Value)> {
-    let values: Vec<Value> = serde_json::from_str(option.samples).ok()?;
-    match <[Value; 2]>::try_from(values) {
-        Ok([one, other]) if !one.is_number() && !one.is_null() => Some((one, other)),
-        _ => None,
-    }
 }
 
 /// What a slip is asked.
@@ -252,17 +234,6 @@ impl<'a> Ask<'a> {
     fn exchanged(&self, one: &str, other: &str) -> Option<Result<Evaluation>> {
         let value = |name: &str| self.question.options.get(name).cloned();
         self.put(&self.with_options(&[(one, value(other)?), (other, value(one)?)]))
-    }
-
-    fn all_switches_turned(&self) -> Option<Result<Evaluation>> {
-        let mut question = self.question.clone();
-        for option in self.row.options {
-            if let (Some((one, other)), Some(value)) = (switch(option), question.options.get_mut(option.name))
-            {
-                *value = if *value == one { other } else { one };
-            }
-        }
-        self.put(&question)
     }
 
     fn with_step(&self, change: impl Fn(f64) -> f64) -> Option<Result<Evaluation>> {
@@ -515,27 +486,17 @@ fn has_named(id: &str, option: &str) -> bool {
     Formula::<f64>::find(id).is_ok_and(|row| has(row, option))
 }
 
-/// agg(policy) + coefficient * mean(kl), the mean taken over every slot.
+/// agg(policy) + coefficient * (sum of the kept tokens' kl) / (number of slots)
 fn kl_after_aggregation(ask: &Ask<'_>) -> Option<Result<Evaluation>> {
     let coefficient = ask.number("kl_loss_coef")?;
     if coefficient == 0.0 || ask.question.options.get("kl_ratio_weight") == Some(&json!(true)) {
         return ask.put(ask.question);
     }
-    if has_rubbish(ask.question, ask.mask()?) {
-        return None;
-    }
-    let option = |from: &str| ask.question.options.get(from).cloned().unwrap_or_default();
-    let options = Map::from_iter([
-        ("kl_penalty".to_owned(), option("kl_loss_type")),
-        ("input_clamp".to_owned(), option("kl_input_clamp")),
-        ("output_clamp".to_owned(), option("kl_output_clamp")),
-    ]);
-    let inputs = [("logp", ask.input("logp")?), ("logp_ref", ask.input("logp_ref")?)];
-    let kl = ask.other("kl.estimate", options, &inputs)?;
+    let kl = kl_of_kept_tokens(ask)?;
     let slots = kl.outputs.get("kl")?.len() as f64;
     let mean = kl.outputs.get("kl")?.reals().iter().sum::<f64>() / slots;
-    let without =
-        reference(ask.row.id, &ask.with_options(&[("kl_loss_coef", json!(0.0))]), ask.with_gradients).ok()?;
+    let without = ask.with_options(&[("kl_loss_coef", json!(0.0))]);
+    let without = reference(ask.row.id, &without, ask.with_gradients).ok()?;
     let share = coefficient / ask.number("gradient_accumulation_steps")?;
     let loss = without.outputs.get("loss")?.reals().first()? + share * mean;
     let gradient = without.gradients.get("logp").zip(kl.gradients.get("logp")).map(|(policy, kl)| {
@@ -545,6 +506,27 @@ fn kl_after_aggregation(ask: &Ask<'_>) -> Option<Result<Evaluation>> {
     let mut answer = ask.revised("loss", vec![loss], gradient)?.ok()?;
     replace(&mut answer.outputs, &mut answer.bounds, "kl_loss", "kl_loss", vec![mean])?;
     Some(Ok(answer))
+}
+
+/// The KL estimates of an actor loss, 0 at the slots that it does not keep.
+fn kl_of_kept_tokens(ask: &Ask<'_>) -> Option<Evaluation> {
+    let option = |from: &str| ask.question.options.get(from).cloned().unwrap_or_default();
+    let options = Map::from_iter([
+        ("kl_penalty".to_owned(), option("kl_loss_type")),
+        ("input_clamp".to_owned(), option("kl_input_clamp")),
+        ("output_clamp".to_owned(), option("kl_output_clamp")),
+    ]);
+    let masks: Vec<&Array> =
+        ["response_mask", "group_endpoints"].iter().filter_map(|name| ask.input(name)).collect();
+    let is_kept = |at: usize| masks.iter().all(|mask| matches!(&mask.data, Data::Mask(keeps) if keeps[at]));
+    let emptied = |name: &str| {
+        let array = ask.input(name)?;
+        let values = array.reals().iter().enumerate();
+        let values = values.map(|(at, &value)| if is_kept(at) { value } else { 0.0 });
+        Some(real(array.shape.clone(), values.collect()))
+    };
+    let (logp, logp_ref) = (emptied("logp")?, emptied("logp_ref")?);
+    ask.other("kl.estimate", options, &[("logp", &logp), ("logp_ref", &logp_ref)])
 }
 
 fn smaller_error(ask: &Ask<'_>) -> Option<Result<Evaluation>> {
