@@ -390,12 +390,16 @@ fn eps_inside(ask: &Ask<'_>) -> Option<Result<Evaluation>> {
     let centred = plain(&[("std", json!("none"))])?;
     let normalised = plain(&[("eps", json!(0.0))])?;
     let (name, expected) = ask.expected?.outputs.first_key_value()?;
+    let Data::Integer(labels) = &ask.input("group")?.data else { return None };
+    let is_alone = |at: usize| labels.iter().filter(|label| **label == labels[at]).count() == 1;
     let entries = centred.outputs.get(name)?.reals().iter().zip(normalised.outputs.get(name)?.reals());
-    let values = entries.zip(expected.reals()).map(|((&centred, &normalised), &expected)| {
-        let deviation = centred / normalised;
-        let is_left_alone = expected == 0.0 || centred == expected || !deviation.is_finite();
-        if is_left_alone { expected } else { centred / (deviation * deviation + eps).sqrt() }
-    });
+    let values =
+        entries.zip(expected.reals()).enumerate().map(|(at, ((&centred, &normalised), &expected))| {
+            let deviation = centred / normalised;
+            let is_left_alone =
+                is_alone(at) || expected == 0.0 || centred == expected || !deviation.is_finite();
+            if is_left_alone { expected } else { centred / (deviation * deviation + eps).sqrt() }
+        });
     ask.revised(name, values.collect(), None)
 }
 
@@ -404,12 +408,24 @@ fn of_the_others(ask: &Ask<'_>, advantage: fn(f64, f64, f64) -> f64) -> Option<R
     let Data::Integer(labels) = &ask.input("group")?.data else { return None };
     let mut values = ask.expected?.outputs.get("advantages")?.reals().to_vec();
     let rewards = ask.input("rewards")?.reals();
-    for group in members(labels).iter().filter(|group| group.len() > 1) {
+    let groups = members(labels);
+    for group in groups.iter().filter(|group| group.len() > 1) {
         for &member in group {
             values[member] = advantage(values[member], rewards[member], group.len() as f64);
         }
     }
-    ask.revised("advantages", values, None)
+    // A group of equal rewards may be seen to before: it tells nothing.
+    let is_equal = |group: &&Vec<usize>| group.len() > 1 && group.iter().all(|&member| rewards[member] == rewards[group[0]]);
+    let equal: Vec<usize> = groups.iter().filter(is_equal).flatten().copied().collect();
+    Some(ask.revised("advantages", values, None)?.map(|answer| free(answer, "advantages", &equal)))
+}
+
+/// With some entries left open.
+fn free(mut answer: Evaluation, name: &str, entries: &[usize]) -> Evaluation {
+    if let Some(Array { data: Data::Real(bounds), .. }) = answer.bounds.get_mut(name) {
+        entries.iter().for_each(|&entry| bounds[entry] = f64::INFINITY);
+    }
+    answer
 }
 
 /// Advantages by token, whichever way they are given.
@@ -434,7 +450,9 @@ fn losses_changed(
             (losses[at], gradients[at]) = (loss, gradient);
         }
     }
-    ask.revised("loss", losses, Some(("logp", gradients)))
+    // The share of tokens that dual clip lowers may be counted by what goes wrong.
+    let answer = ask.revised("loss", losses, Some(("logp", gradients)))?;
+    Some(answer.map(|answer| free(answer, "clip_fraction_lower", &[0])))
 }
 
 fn clipped_the_wrong_way(ask: &Ask<'_>) -> Option<Result<Evaluation>> {
@@ -489,7 +507,7 @@ fn has_named(id: &str, option: &str) -> bool {
 /// agg(policy) + coefficient * (sum of the kept tokens' kl) / (number of slots)
 fn kl_after_aggregation(ask: &Ask<'_>) -> Option<Result<Evaluation>> {
     let coefficient = ask.number("kl_loss_coef")?;
-    if coefficient == 0.0 || ask.question.options.get("kl_ratio_weight") == Some(&json!(true)) {
+    if coefficient == 0.0 {
         return ask.put(ask.question);
     }
     let kl = kl_of_kept_tokens(ask)?;
