@@ -4,6 +4,7 @@
 
 mod command;
 mod conventions;
+mod diagnosis;
 mod documents;
 mod errata;
 mod fixtures;
@@ -15,3 +16,4 @@ mod spec;
 mod tidy;
 #[cfg(feature = "torch")]
 mod train;
+mod zoo;

@@ -415,7 +415,9 @@ fn of_the_others(ask: &Ask<'_>, advantage: fn(f64, f64, f64) -> f64) -> Option<R
         }
     }
     // A group of equal rewards may be seen to before: it tells nothing.
-    let is_equal = |group: &&Vec<usize>| group.len() > 1 && group.iter().all(|&member| rewards[member] == rewards[group[0]]);
+    let is_equal = |group: &&Vec<usize>| {
+        group.len() > 1 && group.iter().all(|&member| rewards[member] == rewards[group[0]])
+    };
     let equal: Vec<usize> = groups.iter().filter(is_equal).flatten().copied().collect();
     Some(ask.revised("advantages", values, None)?.map(|answer| free(answer, "advantages", &equal)))
 }

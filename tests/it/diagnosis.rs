@@ -1,0 +1,216 @@
+//! What failures are called: implementations that are wrong in a known way, made of the reference.
+
+use std::collections::BTreeMap;
+
+use grpo_oracle::conformance::diagnosis::{UNKNOWN, of_formula};
+use grpo_oracle::conformance::{
+    Dtype, Fault, Hello, Outcome, Reference, Reply, Report, Request, Status, Subject, plan, run,
+};
+use grpo_oracle::evaluate::Question;
+use grpo_oracle::fixture::built_in;
+use grpo_oracle::formula::Formula;
+use grpo_oracle::value::{Data, Named};
+use serde_json::{Map, Value};
+
+/// The reference, asked something else or given another answer.
+struct Wrong {
+    reference: Reference,
+    question: Box<dyn Fn(&Question) -> Question>,
+    answer: Box<dyn Fn(&Question, &mut Named)>,
+}
+
+impl Subject for Wrong {
+    fn hello(&self) -> &Hello {
+        self.reference.hello()
+    }
+
+    fn ask(&mut self, request: &Request<'_>) -> Result<Reply, Fault> {
+        let question = (self.question)(request.question);
+        let mut reply = self.reference.ask(&Request { question: &question, ..*request })?;
+        if let Reply::Answer(arrays) = &mut reply {
+            (self.answer)(request.question, arrays);
+        }
+        Ok(reply)
+    }
+}
+
+fn asked(question: impl Fn(&Question) -> Question + 'static) -> Wrong {
+    let reference = Reference::new(Dtype::F64).unwrap();
+    Wrong { reference, question: Box::new(question), answer: Box::new(|_, _| {}) }
+}
+
+fn answering(answer: impl Fn(&Question, &mut Named) + 'static) -> Wrong {
+    let reference = Reference::new(Dtype::F64).unwrap();
+    Wrong { reference, question: Box::new(Question::clone), answer: Box::new(answer) }
+}
+
+fn judged(subject: &mut Wrong, formula: &str) -> Report {
+    run(subject, "test", plan(&built_in().unwrap(), &[formula.to_owned()], false), |_| {})
+}
+
+/// What the failures of a formula are called.
+fn called(subject: &mut Wrong, formula: &str) -> Option<String> {
+    let report = judged(subject, formula);
+    of_formula(&report.outcomes.iter().collect::<Vec<_>>(), Dtype::F64).map(|finding| {
+        assert!(finding.explained <= finding.failing && finding.explained > 0, "{finding}");
+        finding.words
+    })
+}
+
+fn scale(arrays: &mut Named, name: &str, by: impl Fn(usize) -> f64) {
+    if let Some(Data::Real(data)) = arrays.get_mut(name).map(|array| &mut array.data) {
+        data.iter_mut().enumerate().for_each(|(index, entry)| *entry *= by(index));
+    }
+}
+
+#[test]
+fn every_rival_is_called_by_its_name() {
+    let mut wrong = Vec::new();
+    let mut told = 0;
+    for row in Formula::<f64>::all() {
+        for rival in row.rivals {
+            let overlay: Map<String, Value> = serde_json::from_str(rival.options).unwrap();
+            let mut subject = asked(move |question| {
+                let mut question = question.clone();
+                question.options.extend(overlay.clone());
+                question
+            });
+            match called(&mut subject, row.id) {
+                None => {} // No case tells it from the right answer.
+                Some(words) if words == format!("matches rival: {}", rival.name) => told += 1,
+                Some(words) => wrong.push(format!("{}: `{}` is called {words}", row.id, rival.name)),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{told} are told, and not\n{}", wrong.join("\n"));
+    assert!(told > 100, "only {told}");
+}
+
+#[test]
+fn factors_are_named_by_what_they_count() {
+    let names: &[(&str, fn(&Question) -> f64)] = &[
+        ("off by the sign", |_| -1.0),
+        ("off by the factor 2", |_| 2.0),
+        ("off by the factor T", |question| question.inputs["loss"].shape[1] as f64),
+        ("off by the factor 1/B", |question| 1.0 / question.inputs["loss"].shape[0] as f64),
+        ("off by the factor 0.300000", |_| 0.3),
+    ];
+    for &(words, factor) in names {
+        let mut subject = answering(move |question, arrays| {
+            let factor = factor(question);
+            arrays
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+                .iter()
+                .for_each(|name| scale(arrays, name, |_| factor));
+        });
+        assert_eq!(called(&mut subject, "aggregate.loss").as_deref(), Some(words));
+    }
+}
+
+#[test]
+fn wrong_gradients_of_right_values_are_told() {
+    let stopped = |_: &Question, arrays: &mut Named| scale(arrays, "grad:logp", |_| 0.0);
+    let words = "value right, gradient wrong: no gradient reaches `logp`";
+    assert_eq!(called(&mut answering(stopped), "objective.clip").as_deref(), Some(words));
+
+    let flowing = |_: &Question, arrays: &mut Named| {
+        let flows = arrays["grad:logp"].clone();
+        arrays.insert("grad:logp_old".to_owned(), flows);
+    };
+    let words = "value right, gradient wrong: the gradient flows to `logp_old`, which is a constant";
+    assert_eq!(called(&mut answering(flowing), "objective.clip").as_deref(), Some(words));
+
+    let doubled = |_: &Question, arrays: &mut Named| scale(arrays, "grad:logp", |_| 2.0);
+    let report = judged(&mut answering(doubled), "logprob.ratio");
+    for outcome in failing(&report) {
+        assert_eq!(outcome.diagnosis, ["off by the factor 2", "value right, gradient wrong"]);
+    }
+}
+
+#[test]
+fn what_matches_nothing_is_said_to_match_nothing() {
+    let odd = |_: &Question, arrays: &mut Named| {
+        arrays.keys().cloned().collect::<Vec<_>>().iter().for_each(|name| {
+            scale(arrays, name, |index| 1.0 + 0.1 / (1.0 + index as f64));
+        });
+    };
+    let report = judged(&mut answering(odd), "objective.off_policy");
+    assert!(failing(&report).count() > 2);
+    for outcome in failing(&report) {
+        assert_eq!(outcome.diagnosis, [UNKNOWN], "{}", outcome.task.case);
+    }
+    assert_eq!(of_formula(&report.outcomes.iter().collect::<Vec<_>>(), Dtype::F64), None);
+}
+
+#[test]
+fn errors_and_shapes_are_told() {
+    let report = {
+        // Options that ought to be refused are replaced by the defaults.
+        let mut subject = asked(|question| {
+            let mut question = question.clone();
+            question.options.insert("eps".to_owned(), serde_json::json!(1e-6));
+            question
+        });
+        judged(&mut subject, "advantage.group_norm")
+    };
+    let negative = report.outcomes.iter().find(|outcome| outcome.task.case == "eps-negative").unwrap();
+    assert!(
+        negative.diagnosis.contains(&"accepts what should be the error `option`".to_owned()),
+        "{negative:?}"
+    );
+
+    let flat = |_: &Question, arrays: &mut Named| {
+        let kl = arrays.get_mut("kl").unwrap();
+        kl.shape.reverse();
+    };
+    let report = judged(&mut answering(flat), "kl.full");
+    let transposed = failing(&report).next().unwrap();
+    assert!(
+        transposed.diagnosis.last().unwrap().starts_with("`kl` is transposed"),
+        "{:?}",
+        transposed.diagnosis
+    );
+}
+
+#[test]
+fn what_passes_has_no_diagnosis() {
+    let report = judged(&mut asked(Question::clone), "objective.clip");
+    assert!(report.outcomes.iter().all(|outcome| outcome.status == Status::Pass));
+    assert!(report.outcomes.iter().all(|outcome| outcome.diagnosis.is_empty()));
+    assert_eq!(of_formula(&report.outcomes.iter().collect::<Vec<_>>(), Dtype::F64), None);
+}
+
+#[test]
+fn a_diagnosis_takes_no_more_than_its_time() {
+    // The formula with the most options, wrong in a way that nothing explains: everything is tried.
+    let odd = |_: &Question, arrays: &mut Named| {
+        scale(arrays, "grad:logp", |index| 1.0 + 0.1 / (1.0 + index as f64))
+    };
+    let start = std::time::Instant::now();
+    let report = judged(&mut answering(odd), "objective.actor_loss");
+    let each = start.elapsed() / failing(&report).count() as u32;
+    println!("{each:?} a failing case");
+    assert!(each < std::time::Duration::from_millis(500), "{each:?}");
+}
+
+fn failing(report: &Report) -> impl Iterator<Item = &Outcome> {
+    report.outcomes.iter().filter(|outcome| outcome.status == Status::Fail)
+}
+
+#[test]
+fn the_condition_of_a_slip_is_found() {
+    // Only k2 is wrong.
+    let mut subject = answering(|question, arrays| {
+        if question.options["kl_penalty"] == "k2" {
+            arrays.keys().cloned().collect::<Vec<_>>().iter().for_each(|name| scale(arrays, name, |_| 2.0));
+        }
+    });
+    let report = judged(&mut subject, "kl.estimate");
+    let finding = of_formula(&report.outcomes.iter().collect::<Vec<_>>(), Dtype::F64).unwrap();
+    let told: BTreeMap<&str, &str> =
+        BTreeMap::from([("words", &*finding.words), ("condition", &*finding.condition)]);
+    assert_eq!(told["words"], "off by the factor 2");
+    assert_eq!(told["condition"], "`kl_penalty` is \"k2\"");
+}
