@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Seen, is_close, is_gradient, is_zero};
+use super::{Seen, is_close, is_zero};
 use crate::conformance::{Judged, Status};
 use crate::evaluate::Question;
 use crate::fixture::Expected;
@@ -250,13 +250,13 @@ fn times(seen: &Seen<'_>, factor: f64) -> Option<bool> {
 
 /// The factor by which an answer of several entries is off, if it is off by one.
 pub(super) fn factor(seen: &Seen<'_>) -> Option<f64> {
-    let judged = seen.wrong().find(|judged| !is_gradient(&judged.name)).or_else(|| seen.wrong().next())?;
-    let pairs =
-        || judged.expected.reals().iter().zip(judged.got.reals()).filter(|(expected, _)| **expected != 0.0);
-    let (expected, got) = pairs().max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()))?;
+    let entries = |judged: &Judged| judged.expected.reals().iter().filter(|entry| **entry != 0.0).count();
+    let judged = seen.wrong().max_by_key(|judged| entries(judged)).filter(|judged| entries(judged) > 1)?;
+    let pairs = judged.expected.reals().iter().zip(judged.got.reals());
+    let (expected, got) = pairs.max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()))?;
     let factor = got / expected;
-    (pairs().count() > 1 && factor.is_finite() && factor != 0.0 && times(seen, factor) == Some(true))
-        .then_some(factor)
+    let is_telling = factor.is_finite() && factor != 0.0 && (factor - 1.0).abs() > 1e-5;
+    (is_telling && times(seen, factor) == Some(true)).then_some(factor)
 }
 
 // Masks ----------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ pub const UNKNOWN: &str = "matches no known variant";
 const MOST: usize = 4;
 
 /// How many hypotheses whose outputs are right have their gradients computed; each costs a pass for every entry.
-const MOST_GRADIENTS: usize = 12;
+const MOST_GRADIENTS: usize = 5;
 
 /// What the failures of a formula have in common.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,12 +59,14 @@ pub(super) fn diagnose(outcome: &Outcome, dtype: Dtype) -> Vec<String> {
     let Some(seen) = Seen::new(outcome, dtype) else { return Vec::new() };
     let mut words = Vec::new();
     let mut gradients = MOST_GRADIENTS;
-    for hypothesis in hypotheses(&[&seen]) {
+    for hypothesis in hypotheses(seen.row) {
         if words.len() < MOST && seen.is_as(&hypothesis, &mut gradients) == Some(true) {
             words.push(hypothesis.words);
         }
     }
-    words.truncate(MOST);
+    if words.is_empty() {
+        words.extend(some_factor(&[&seen]).map(|hypothesis| hypothesis.words));
+    }
     if words.is_empty() {
         words.push(UNKNOWN.to_owned());
     }
@@ -78,28 +80,43 @@ pub fn of_formula(outcomes: &[&Outcome], dtype: Dtype) -> Option<Finding> {
     let of = |status: Status| outcomes.iter().filter(move |outcome| outcome.status == status);
     let failing: Vec<Seen<'_>> = of(Status::Fail).filter_map(|outcome| Seen::new(outcome, dtype)).collect();
     let passing: Vec<Seen<'_>> = of(Status::Pass).filter_map(|outcome| Seen::new(outcome, dtype)).collect();
-    let references: Vec<&Seen<'_>> = failing.iter().collect();
-    let mut best: Option<(usize, usize, Hypothesis)> = None;
-    for hypothesis in hypotheses(&references) {
-        let is_explained = |seen: &&Seen<'_>| seen.is_as(&hypothesis, &mut usize::MAX.clone()) == Some(true);
-        let explained = failing.iter().filter(is_explained).count();
-        let so_far = best.as_ref().map_or((0, usize::MAX), |(explained, against, _)| (*explained, *against));
+    let row = failing.first()?.row;
+    let factor = some_factor(&failing.iter().collect::<Vec<_>>());
+    let mut best: Option<(Finding, usize)> = None;
+    for hypothesis in hypotheses(row).into_iter().chain(factor) {
+        let so_far =
+            best.as_ref().map_or((0, usize::MAX), |(finding, against)| (finding.explained, *against));
+        if so_far == (failing.len(), 0) {
+            break;
+        }
+        let explained = explained(&hypothesis, &failing, so_far.0);
         if explained == 0 || explained < so_far.0 || (explained == so_far.0 && so_far.1 == 0) {
             continue;
         }
-        let against = unless_told_apart(&hypothesis, &failing, &passing).0;
+        let (against, condition) = told_apart(&hypothesis, &failing, &passing);
         if explained > so_far.0 || against < so_far.1 {
-            best = Some((explained, against, hypothesis));
+            let finding = Finding { words: hypothesis.words, condition, explained, failing: failing.len() };
+            best = Some((finding, against));
         }
     }
-    let (explained, _, hypothesis) = best?;
-    let condition = unless_told_apart(&hypothesis, &failing, &passing).1;
-    Some(Finding { words: hypothesis.words, condition, explained, failing: failing.len() })
+    best.map(|(finding, _)| finding)
+}
+
+/// How many failing cases a hypothesis explains; if it is fewer than `least`, the number may be too large by far.
+fn explained(hypothesis: &Hypothesis, failing: &[Seen<'_>], least: usize) -> usize {
+    let mut missed = 0;
+    for seen in failing {
+        missed += usize::from(seen.is_as(hypothesis, &mut usize::MAX.clone()) != Some(true));
+        if failing.len() - missed < least {
+            break;
+        }
+    }
+    failing.len() - missed
 }
 
 /// How many passing cases contradict the hypothesis, and the option by whose value the failing cases differ from them all,
 /// if there is one; then none of them counts.
-fn unless_told_apart(hypothesis: &Hypothesis, failing: &[Seen<'_>], passing: &[Seen<'_>]) -> (usize, String) {
+fn told_apart(hypothesis: &Hypothesis, failing: &[Seen<'_>], passing: &[Seen<'_>]) -> (usize, String) {
     let contradicts = |seen: &&Seen<'_>| seen.is_as(hypothesis, &mut usize::MAX.clone()) == Some(false);
     let against: Vec<&Seen<'_>> = passing.iter().filter(contradicts).collect();
     let Some(first) = failing.first().filter(|_| !against.is_empty()) else {
@@ -137,10 +154,17 @@ enum Answer {
     Look(Look),
 }
 
-/// Every hypothesis about the formula of some outcomes, the most plausible first. The outcomes say only which factors are
-/// worth a try.
-fn hypotheses(failing: &[&Seen<'_>]) -> Vec<Hypothesis> {
-    let Some(row) = failing.first().map(|seen| seen.row) else { return Vec::new() };
+/// That everything is off by the factor of the first failure that is off by one.
+fn some_factor(failing: &[&Seen<'_>]) -> Option<Hypothesis> {
+    let factor = failing.iter().find_map(|seen| look::factor(seen))?;
+    Some(Hypothesis {
+        words: format!("off by the factor {factor:.6}"),
+        answer: Answer::Look(Look::By(factor)),
+    })
+}
+
+/// Every hypothesis about a formula, the most plausible first.
+fn hypotheses(row: &'static Formula<f64>) -> Vec<Hypothesis> {
     let of_rival = |rival: &Rival| serde_json::from_str(rival.options).ok();
     let overlays: Vec<(&Rival, Map<String, Value>)> =
         row.rivals.iter().filter_map(|rival| Some((rival, of_rival(rival)?))).collect();
@@ -151,12 +175,12 @@ fn hypotheses(failing: &[&Seen<'_>]) -> Vec<Hypothesis> {
     let slips = slips.map(|slip| (slip.words.to_owned(), Answer::Slip(slip.answer)));
     let looks = look::looks(row).into_iter().map(|(words, look)| (words, Answer::Look(look)));
     let options = row.options.iter().flat_map(of_option);
-    let is_rival = |answer: &Answer| matches!(answer, Answer::Options(overlay) if overlays.iter().any(|(_, known)| known == overlay));
+    let is_rival = |answer: &Answer| match answer {
+        Answer::Options(overlay) => overlays.iter().any(|(_, known)| known == overlay),
+        _ => false,
+    };
     let options = options.filter(|(_, answer)| !is_rival(answer));
-    let factor = failing.iter().find_map(|seen| look::factor(seen));
-    let factor =
-        factor.map(|factor| (format!("off by the factor {factor:.6}"), Answer::Look(Look::By(factor))));
-    let all = rivals.chain(slips).chain(looks).chain(options).chain(factor);
+    let all = rivals.chain(slips).chain(looks).chain(options);
     all.map(|(words, answer)| Hypothesis { words, answer }).collect()
 }
 
