@@ -13,11 +13,14 @@ use grpo_oracle::formula::Formula;
 use grpo_oracle::value::{Data, Named};
 use serde_json::{Map, Value};
 
+type Answer = dyn Fn(&Question, &mut Named);
+type Factor = fn(&Question) -> f64;
+
 /// The reference, asked something else or given another answer.
 struct Wrong {
     reference: Reference,
     question: Box<dyn Fn(&Question) -> Question>,
-    answer: Box<dyn Fn(&Question, &mut Named)>,
+    answer: Box<Answer>,
 }
 
 impl Subject for Wrong {
@@ -109,7 +112,7 @@ fn every_rival_is_called_by_its_name() {
 
 #[test]
 fn factors_are_named_by_what_they_count() {
-    let names: &[(&str, fn(&Question) -> f64)] = &[
+    let names: &[(&str, Factor)] = &[
         ("off by the sign", |_| -1.0),
         ("off by the factor 2", |_| 2.0),
         ("off by the factor T", |question| question.inputs["loss"].shape[1] as f64),
@@ -163,6 +166,26 @@ fn what_matches_nothing_is_said_to_match_nothing() {
         assert_eq!(outcome.diagnosis, [UNKNOWN], "{}", outcome.task.case);
     }
     assert_eq!(of_formula(&report.outcomes.iter().collect::<Vec<_>>(), Dtype::F64), None);
+}
+
+#[test]
+fn imprecision_is_no_rival() {
+    // In single precision an eps of 1e-8 for 1e-6 is about as far off as this.
+    let blurred = |_: &Question, arrays: &mut Named| {
+        scale(arrays, "advantages", |index| if index % 2 == 0 { 1.0 + 2e-6 } else { 1.0 - 2e-6 });
+    };
+    let reference = Reference::new(Dtype::F32).unwrap();
+    let mut subject = Wrong { reference, ..answering(blurred) };
+    let report = judged(&mut subject, "advantage.group_norm");
+    assert!(failing(&report).count() > 2);
+    for outcome in failing(&report) {
+        let words = &outcome.diagnosis[0];
+        assert!(
+            !words.starts_with("matches rival") && !words.starts_with("as if"),
+            "{}: {words}",
+            outcome.task.case
+        );
+    }
 }
 
 #[test]

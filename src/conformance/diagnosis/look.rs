@@ -9,10 +9,13 @@ use crate::fixture::Expected;
 use crate::formula::{Formula, Gradient};
 use crate::value::{Array, Data, Kind};
 
+/// What a factor is of a count.
+type Power = fn(f64) -> f64;
+
 /// Something to be seen.
 pub(super) enum Look {
     /// Everything that is wrong is the right thing times a count of the question.
-    Times(&'static str, fn(f64) -> f64),
+    Times(&'static str, Power),
     /// Everything that is wrong is the right thing times this.
     By(f64),
     /// No gradient reaches this input.
@@ -57,7 +60,7 @@ pub(super) fn looks(row: &Formula<f64>) -> Vec<(String, Look)> {
         };
         all.push((format!("value right, gradient wrong: {}", word.0), word.1));
     }
-    let shapes: [(&str, fn(f64) -> f64); 4] = [
+    let shapes: [(&str, Power); 4] = [
         ("C", |count| count),
         ("1/C", |count| 1.0 / count),
         ("sqrt(C)", f64::sqrt),

@@ -309,8 +309,9 @@ impl<'a> Seen<'a> {
         Some(judged(true).all(|judged| self.is_near(judged, &all)))
     }
 
-    /// Whether an answer is what was foreseen. A foreseen answer is computed along another way than the reference's own, so
-    /// that its bound is stretched; hypotheses differ by far more.
+    /// Whether an answer is what was foreseen, and, where it is wrong, much nearer to that than to what is right: else every
+    /// small imprecision would match what differs little. A foreseen answer is computed along another way than the
+    /// reference's own, so that its bound is stretched.
     fn is_near(&self, judged: &Judged, foreseen: &Evaluation) -> bool {
         let array = match judged.name.strip_prefix("grad:") {
             Some(input) => foreseen.gradients.get(input),
@@ -318,8 +319,20 @@ impl<'a> Seen<'a> {
         };
         let (Some(array), Some(bound)) = (array, foreseen.bounds.get(&judged.name)) else { return false };
         let entries = array.reals().iter().zip(bound.reals()).zip(judged.got.reals());
+        let is_nearer = |at: usize, foreseen: f64| {
+            let (Some(&right), Some(&got)) = (judged.expected.reals().get(at), judged.got.reals().get(at))
+            else {
+                return true;
+            };
+            let allowed =
+                judged.bound.reals().get(at).map_or(0.0, |bound| 4.0 * self.dtype.unit_roundoff() * bound);
+            let (far, off) = ((foreseen - got).abs(), (right - got).abs());
+            let is_same = foreseen == got || (foreseen.is_nan() && got.is_nan());
+            is_same || off <= allowed || far <= 0.25 * off || (off.is_nan() && !far.is_nan())
+        };
         array.shape == judged.got.shape
             && entries.into_iter().all(|((&value, &bound), &got)| is_close(value, bound, got, self.dtype))
+            && array.reals().iter().enumerate().all(|(at, &foreseen)| is_nearer(at, foreseen))
     }
 
     /// What can be said of the failure as a whole.
