@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, offline, report, show, verify};
+use command::{eval, offline, report, show, verify, zoo};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -59,6 +59,8 @@ enum Action {
     Export(offline::Export),
     /// Judge a file of answers to the questions that `export` wrote.
     Judge(offline::Judge),
+    /// Judge known-wrong implementations, each of which has to be caught and called by its name.
+    Zoo(zoo::Zoo),
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -103,6 +105,7 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Diff(arguments) => return report::compare(&arguments),
         Action::Export(arguments) => offline::export(&arguments)?,
         Action::Judge(arguments) => return offline::judge(&arguments),
+        Action::Zoo(arguments) => return zoo::zoo(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

@@ -5,3 +5,4 @@ pub(crate) mod offline;
 pub(crate) mod report;
 pub(crate) mod show;
 pub(crate) mod verify;
+pub(crate) mod zoo;

@@ -1,6 +1,6 @@
 //! Judging an implementation's answers against the reference's.
 
-mod diagnosis;
+pub mod diagnosis;
 mod judge;
 mod offline;
 mod process;

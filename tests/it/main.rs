@@ -6,6 +6,7 @@ mod adapters;
 mod answers;
 mod command;
 mod conventions;
+mod diagnosis;
 mod documents;
 mod errata;
 mod fixtures;
@@ -21,3 +22,4 @@ mod spec;
 mod tidy;
 #[cfg(feature = "torch")]
 mod train;
+mod zoo;
