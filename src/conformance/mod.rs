@@ -1,6 +1,7 @@
 //! Judging an implementation's answers against the reference's.
 
 mod diagnosis;
+mod identify;
 mod judge;
 mod protocol;
 mod relation;
@@ -9,6 +10,7 @@ mod run;
 mod subject;
 mod tolerance;
 
+pub use identify::{Difference, Finding, Fit, Identification, Identified, Setting, Told, identify};
 pub use judge::{Judged, Outcome, Status, Task, judge};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use report::{Report, Verdict};
