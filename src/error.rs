@@ -109,6 +109,14 @@ pub enum Error {
         /// Which combination, and what to use instead.
         what: String,
     },
+    /// An adapter cannot be started, or does not speak the protocol.
+    #[error("the adapter `{command}` {problem}")]
+    Adapter {
+        /// Its command line.
+        command: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file cannot be read, written or understood.
     #[error("{}: {problem}", path.display())]
     File {
@@ -133,6 +141,7 @@ impl Error {
             Self::Input { .. } => "input",
             Self::UnknownFormula { .. } => "unknown-formula",
             Self::Unsupported { .. } => "unsupported",
+            Self::Adapter { .. } => "adapter",
             Self::File { .. } => "file",
         }
     }

@@ -3,6 +3,7 @@
 mod diagnosis;
 mod identify;
 mod judge;
+mod process;
 mod protocol;
 mod relation;
 mod report;
@@ -12,6 +13,7 @@ mod tolerance;
 
 pub use identify::{Difference, Finding, Fit, Identification, Identified, Setting, Told, identify};
 pub use judge::{Judged, Outcome, Status, Task, judge};
+pub use process::{LONGEST_LINE, Limits, Line, Lines, Process};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use report::{Report, Verdict};
 pub use run::{plan, run};

@@ -53,7 +53,20 @@ pub enum Reply {
 }
 
 impl Hello {
-    /// Reads the answer to `hello`.
+    /// Reads the line that answers the `hello` of this id.
+    ///
+    /// # Errors
+    /// How it breaks the protocol, in a sentence.
+    pub fn from_line(json: &Value, id: u64) -> Result<Self, String> {
+        let line = object(json, "the answer to hello", &["id", "ok", "error", "unsupported"])?;
+        check_id(line, id)?;
+        match line.get("ok") {
+            Some(ok) if line.len() == 2 => Self::from_json(ok),
+            _ => Err(format!("answers hello with {} where `ok` is needed", plain(&json.to_string(), 200))),
+        }
+    }
+
+    /// Reads what stands in the answer to `hello`.
     ///
     /// # Errors
     /// What is wrong with it, in a sentence.
@@ -65,7 +78,7 @@ impl Hello {
             return Err(format!("hello has the protocol {got}; this judge speaks {PROTOCOL}"));
         }
         let text = |name: &str| match hello.get(name) {
-            Some(Value::String(text)) => Ok(text.clone()),
+            Some(Value::String(text)) => Ok(plain(text, 200)),
             _ => Err(format!("hello lacks the text `{name}`")),
         };
         let dtype = text("dtype")?;
@@ -111,19 +124,16 @@ impl Reply {
     /// How it breaks the protocol, in a sentence.
     pub fn from_json(json: &Value, id: u64, want: &[String]) -> Result<Self, String> {
         let line = object(json, "the answer", &["id", "ok", "error", "unsupported"])?;
-        if line.get("id") != Some(&json!(id)) {
-            let got = line.get("id").unwrap_or(&Value::Null);
-            return Err(format!("the answer has the id {got} where {id} was asked"));
-        }
+        check_id(line, id)?;
         match (line.get("ok"), line.get("error"), line.get("unsupported")) {
             (Some(ok), None, None) => answer(ok, want).map(Self::Answer),
             (None, Some(error), None) => {
                 let error = object(error, "`error`", &["kind", "message"])?;
-                let text = |name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
+                let text = |name: &str| error.get(name).and_then(Value::as_str).map(|text| plain(text, 1000));
                 let kind = text("kind").ok_or("`error` lacks the text `kind`")?;
                 Ok(Self::Error { kind, message: text("message").unwrap_or_default() })
             }
-            (None, None, Some(Value::String(why))) => Ok(Self::Unsupported(why.clone())),
+            (None, None, Some(Value::String(why))) => Ok(Self::Unsupported(plain(why, 1000))),
             (None, None, Some(_)) => Err("`unsupported` is not a text".to_owned()),
             _ => Err("the answer has not exactly one of ok, error and unsupported".to_owned()),
         }
@@ -139,6 +149,26 @@ impl Reply {
             Self::Unsupported(why) => json!({ "id": id, "unsupported": why }),
         }
     }
+}
+
+fn check_id(line: &Map<String, Value>, id: u64) -> Result<(), String> {
+    match line.get("id") {
+        Some(got) if *got == json!(id) => Ok(()),
+        Some(got) => {
+            Err(format!("the answer has the id {} where {id} was asked", plain(&got.to_string(), 40)))
+        }
+        None => Err(format!("the answer has no id where {id} was asked")),
+    }
+}
+
+/// A text of an adapter's, fit for a report: at most so many characters, none of them a control character.
+pub(super) fn plain(text: &str, longest: usize) -> String {
+    let mut plain: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(longest).collect();
+    if text.chars().nth(longest).is_some() {
+        plain.push_str("...");
+    }
+    plain.trim().to_owned()
 }
 
 /// Exactly the arrays that were wanted.
