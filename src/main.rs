@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, show, verify};
+use command::{eval, extract, identify, show, verify};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -50,6 +50,26 @@ enum Action {
                             talked to; 3 incomplete: no answer is wrong, but some question was not answered."
     )]
     Verify(verify::Verify),
+    /// Tell which options an implementation computes with, and which named conventions have them.
+    #[command(
+        after_help = "Exit status: 0 a setting was found for every formula; 1 some formula is computed with no \
+                            known setting; 2 wrong usage, or the adapter cannot be talked to; 3 incomplete: some \
+                            formula was not answered for."
+    )]
+    Identify(identify::Identify),
+    /// Show one golden case as a small repro of its own.
+    Extract {
+        /// The formula's id, as `list` shows it.
+        formula: String,
+        /// The case's slug; that of a relation is CASE~RELATION.
+        case: String,
+        /// Write a Python script that fails until the function in it is right; it needs Python's own library only.
+        #[arg(long)]
+        python: bool,
+        /// The folder of the fixtures, instead of those that were built in.
+        #[arg(long, value_name = "FOLDER")]
+        fixtures: Option<PathBuf>,
+    },
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -90,6 +110,10 @@ fn run(action: Action) -> Result<ExitCode> {
             eval::eval(&formula, convention.as_deref(), evaluate)?
         }
         Action::Verify(arguments) => return verify::verify(&arguments),
+        Action::Identify(arguments) => return identify::identify(&arguments),
+        Action::Extract { formula, case, python, fixtures } => {
+            extract::extract(&formula, &case, python, fixtures.as_deref())?
+        }
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

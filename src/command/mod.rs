@@ -1,5 +1,8 @@
 //! The subcommands.
 
 pub(crate) mod eval;
+pub(crate) mod extract;
+pub(crate) mod identify;
 pub(crate) mod show;
+mod subject;
 pub(crate) mod verify;

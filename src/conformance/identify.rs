@@ -209,8 +209,10 @@ fn witnesses(allowed: &[Setting], choices: &Choices) -> Vec<Setting> {
     let mut witnesses: Vec<Setting> = allowed.first().cloned().into_iter().collect();
     for (name, values) in choices {
         for value in values {
-            let of = allowed.iter().find(|setting| setting.get(name) == Some(value));
-            witnesses.extend(of.filter(|setting| !witnesses.contains(setting)).cloned().collect::<Vec<_>>());
+            match allowed.iter().find(|setting| setting.get(name) == Some(value)) {
+                Some(setting) if !witnesses.contains(setting) => witnesses.push(setting.clone()),
+                _ => {}
+            }
         }
     }
     witnesses
@@ -313,7 +315,10 @@ fn told(allowed: &[Setting], bases: &[Setting], choices: &Choices) -> Finding {
     let mut settings = allowed.to_vec();
     let defaults = bases.first();
     settings.sort_by_key(|setting| {
-        setting.iter().filter(|(name, value)| defaults.and_then(|base| base.get(*name)) != Some(value)).count()
+        setting
+            .iter()
+            .filter(|(name, value)| defaults.and_then(|base| base.get(*name)) != Some(value))
+            .count()
     });
     Finding::Found { options: options.collect(), settings }
 }

@@ -16,6 +16,6 @@ pub use judge::{Judged, Outcome, Status, Task, judge};
 pub use process::{LONGEST_LINE, Limits, Line, Lines, Process};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use report::{Report, Verdict};
-pub use run::{plan, run};
+pub use run::{find, plan, run};
 pub use subject::{Fault, Reference, Subject};
-pub use tolerance::{Dtype, Worst, compare, is_applicable, worst};
+pub use tolerance::{Dtype, Worst, compare, is_applicable, tolerance, worst};

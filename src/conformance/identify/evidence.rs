@@ -2,8 +2,8 @@
 
 use super::Setting;
 use super::questions::Asking;
-use crate::conformance::{Dtype, is_applicable, worst};
 use crate::Result;
+use crate::conformance::{Dtype, is_applicable, worst};
 use crate::evaluate::{Evaluation, Question, evaluate_outputs, evaluate_with};
 use crate::formula::{Formula, Gradient};
 use crate::value::{Array, Data, Kind, Named};
@@ -112,9 +112,10 @@ impl Evidence {
         let question = Question { options: setting.clone(), inputs: inputs.clone() };
         match (read(self.formula.id, &question), &answered.got) {
             (Err(_), Got::Error(_)) => Match::Agrees,
-            (Err(error), Got::Arrays(_)) => {
-                Match::Differs(format!("there is an answer where the error `{}` is expected", error.code()), 0.0)
-            }
+            (Err(error), Got::Arrays(_)) => Match::Differs(
+                format!("there is an answer where the error `{}` is expected", error.code()),
+                0.0,
+            ),
             (Ok(_), Got::Error(message)) => {
                 Match::Differs(format!("there is an error ({message}) where an answer is expected"), 0.0)
             }
@@ -229,11 +230,8 @@ fn is_told_apart(
             return false;
         };
         // Twice the larger bound: then no answer can be within the tolerance of both.
-        let bounds: Vec<f64> = select(bound_a, kept)
-            .iter()
-            .zip(select(bound_b, kept))
-            .map(|(a, b)| 2.0 * a.max(b))
-            .collect();
+        let bounds: Vec<f64> =
+            select(bound_a, kept).iter().zip(select(bound_b, kept)).map(|(a, b)| 2.0 * a.max(b)).collect();
         worst(&select(a, kept), &bounds, &select(b, kept), dtype).is_some_and(|worst| worst.excess > 1.0)
     })
 }

@@ -37,7 +37,9 @@ pub(super) fn fits(
         let difference = match finding {
             Finding::Unanswered => return None,
             Finding::Found { .. } if evidence.allows(&setting) => None,
-            Finding::Found { settings, .. } => Some(Difference::Options(least_difference(&setting, settings))),
+            Finding::Found { settings, .. } => {
+                Some(Difference::Options(least_difference(&setting, settings)))
+            }
             Finding::NoMatch { .. } => {
                 Some(Difference::Agreed(evidence.score(&setting, true).agreed, evidence.answers.len()))
             }
