@@ -6,7 +6,9 @@ mod command;
 mod conventions;
 mod documents;
 mod errata;
+mod extract;
 mod fixtures;
+mod identify;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
