@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use super::subject::Who;
 
+/// So many differences fit into a line that is read.
+const MOST: usize = 4;
+
 /// Who is asked, and how the answer is shown.
 #[derive(Args)]
 pub(crate) struct Identify {
@@ -50,7 +53,7 @@ fn block(one: &Identified) -> String {
     let mut text = format!("{}\n", one.formula);
     let mut line = |words: String| text.push_str(&format!("    {words}\n"));
     match &one.finding {
-        Finding::Found { options, .. } => {
+        Finding::Found { options, alternatives, .. } => {
             let width = options.iter().map(|told| told.name.len()).max().unwrap_or(0);
             options.iter().filter(|told| !told.is_idle).for_each(|told| {
                 line(format!("{:width$} = {}", told.name, possible(told)));
@@ -59,6 +62,9 @@ fn block(one: &Identified) -> String {
                 options.iter().filter(|told| told.is_idle).map(|told| told.name.as_str()).collect();
             if !idle.is_empty() {
                 line(format!("no difference seen: {}", idle.join(", ")));
+            }
+            for changes in alternatives.iter().take(MOST) {
+                line(format!("or, all the same: {}", listed(changes)));
             }
             if options.is_empty() {
                 line("as specified; it has no options".to_owned());
@@ -98,16 +104,22 @@ fn possible(told: &Told) -> String {
 /// What differs from the specification's defaults.
 fn overlay(formula: &str, setting: &Setting) -> String {
     let defaults = Formula::<f64>::find(formula).map(|row| (row.defaults)()).unwrap_or_default();
-    let differing = setting.iter().filter(|(name, value)| defaults.get(*name) != Some(value));
-    let words: Vec<String> = differing.map(|(name, value)| format!("{name} = {value}")).collect();
-    if words.is_empty() { "the specification's defaults".to_owned() } else { words.join(", ") }
+    let mut differing = setting.clone();
+    differing.retain(|name, value| defaults.get(name) != Some(value));
+    if differing.is_empty() { "the specification's defaults".to_owned() } else { listed(&differing) }
+}
+
+fn listed(options: &Setting) -> String {
+    options.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The conventions, the best first.
 fn ranking(identification: &Identification) -> String {
     let fits = &identification.conventions;
     let width = fits.iter().map(|fit| fit.convention.len()).max().unwrap_or(0);
-    let mut text = "\nconventions\n".to_owned();
+    let all = &identification.formulas;
+    let found = all.iter().filter(|one| matches!(one.finding, Finding::Found { .. })).count();
+    let mut text = format!("\na setting found for {found} of {} formulas\n\nconventions\n", all.len());
     for fit in fits {
         let (same, total) = (fit.same.len(), fit.total());
         text.push_str(&format!("    {:width$}  {same} of {total} formulas", fit.convention));
@@ -124,12 +136,16 @@ fn differences(fit: &Fit) -> String {
     if fit.same.is_empty() || fit.different.is_empty() {
         return String::new();
     }
-    let words = fit.different.iter().map(|(formula, difference)| match difference {
+    let words = fit.different.iter().take(MOST).map(|(formula, difference)| match difference {
         Difference::Options(options) => {
             let names: Vec<&str> = options.iter().map(|(name, ..)| name.as_str()).collect();
             format!("{formula}: {}", names.join(", "))
         }
         Difference::Agreed(agreed, answered) => format!("{formula}: {agreed} of {answered} answers"),
     });
-    format!("; differs in {}", words.collect::<Vec<_>>().join("; "))
+    let more = match fit.different.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!("; and {more} more, which --json lists"),
+    };
+    format!("; differs in {}{more}", words.collect::<Vec<_>>().join("; "))
 }

@@ -66,9 +66,11 @@ pub struct Identified {
 pub enum Finding {
     /// Every answer goes with these settings.
     Found {
-        /// Each option with what the answers say of it.
+        /// Each option with what the answers say of it, the others being as in the first of the settings.
         options: Vec<Told>,
-        /// The settings themselves, the one nearest to the defaults first.
+        /// Changes of several options at once that make no difference either.
+        alternatives: Vec<Setting>,
+        /// The settings themselves: first what a convention has, then the nearest to the defaults.
         settings: Vec<Setting>,
     },
     /// No known setting gives all of the answers.
@@ -306,21 +308,50 @@ fn put(subject: &mut dyn Subject, formula: &Formula<f64>, asking: &Asking) -> Re
     reply
 }
 
+/// What is said of each option: beside the setting that a base has, or else the one nearest to the defaults.
 fn told(allowed: &[Setting], bases: &[Setting], choices: &Choices) -> Finding {
-    let options = choices.iter().map(|(name, all)| {
-        let is_possible = |value: &&Value| allowed.iter().any(|setting| setting.get(name) == Some(value));
-        let values: Vec<Value> = all.iter().filter(is_possible).cloned().collect();
-        Told { name: name.clone(), is_idle: all.len() > 1 && values.len() == all.len(), values }
-    });
     let mut settings = allowed.to_vec();
-    let defaults = bases.first();
-    settings.sort_by_key(|setting| {
-        setting
-            .iter()
-            .filter(|(name, value)| defaults.and_then(|base| base.get(*name)) != Some(value))
-            .count()
+    settings.sort_by_cached_key(|setting| {
+        let base = bases.iter().position(|base| base == setting);
+        let changes = bases.first().map_or(0, |defaults| changes(defaults, setting).len());
+        (base.unwrap_or(bases.len()), changes)
     });
-    Finding::Found { options: options.collect(), settings }
+    let nearest = settings.first().cloned().unwrap_or_default();
+    let told = |choice: &(String, Vec<Value>)| {
+        let (name, all) = choice;
+        let mut values: Vec<Value> = nearest.get(name).cloned().into_iter().collect();
+        let others = changed(&nearest, choice).filter(|other| settings.contains(other));
+        values.extend(others.filter_map(|other| other.get(name).cloned()));
+        Told { name: name.clone(), is_idle: all.len() > 1 && values.len() == all.len(), values }
+    };
+    let options: Vec<Told> = choices.iter().map(told).collect();
+    let alternatives = alternatives(&nearest, &settings, &options);
+    Finding::Found { options, alternatives, settings }
+}
+
+/// Name and value of the options in which another setting differs from one.
+fn changes(one: &Setting, other: &Setting) -> Setting {
+    let differing = other.iter().filter(|(name, value)| one.get(*name) != Some(value));
+    differing.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The least changes of several options at once that leave the answers as they are, where no part of them does.
+fn alternatives(nearest: &Setting, settings: &[Setting], options: &[Told]) -> Vec<Setting> {
+    let is_told = |name: &str, value: &Value| {
+        options.iter().any(|told| told.name == name && told.values.contains(value))
+    };
+    let all = settings.iter().map(|setting| changes(nearest, setting));
+    let mut all: Vec<Setting> =
+        all.filter(|changes| changes.iter().any(|(name, value)| !is_told(name, value))).collect();
+    all.sort_by_key(Map::len);
+    let mut least: Vec<Setting> = Vec::new();
+    for changes in all {
+        let has = |part: &Setting| part.iter().all(|(name, value)| changes.get(name) == Some(value));
+        if !least.iter().any(has) {
+            least.push(changes);
+        }
+    }
+    least
 }
 
 impl Identification {
@@ -345,12 +376,15 @@ impl Identification {
 impl Identified {
     fn to_json(&self) -> Value {
         let finding = match &self.finding {
-            Finding::Found { options, settings } => {
+            Finding::Found { options, alternatives, settings } => {
                 let option = |told: &Told| {
                     (told.name.clone(), json!({ "values": told.values, "no_difference": told.is_idle }))
                 };
                 let options: Map<String, Value> = options.iter().map(option).collect();
-                json!({ "options": options, "setting": settings.first(), "settings": settings.len() })
+                json!({
+                    "options": options, "setting": settings.first(), "alternatives": alternatives,
+                    "settings": settings.len(),
+                })
             }
             Finding::NoMatch { nearest, agreed, first: (question, how) } => json!({
                 "nearest": { "setting": nearest, "agreed": agreed, "first": { "question": question, "how": how } },

@@ -57,7 +57,7 @@ fn scripts_run_and_judge() {
 
 #[test]
 fn scripts_know_formats_and_errors() {
-    let (_, script, _) = extract(&["advantage.group_norm", "deepseek-example", "--python"]);
+    let (_, script, _) = extract(&["advantage.group_norm", "one-in-four", "--python"]);
     assert!(script.contains("r[advantage.group-norm"), "{script}");
     let off = "return {name: [entry * (1 + 1e-7) for entry in array] for name, array in EXPECTED.items()}";
     let script = script.replace(STUB, off);

@@ -64,7 +64,10 @@ pub(super) fn generated(
         return Vec::new();
     }
     let asking = |seed: u64| {
-        let sizes = BTreeMap::from([("B", 5), ("T", 4), ("V", 5), ("I", 4), ("O", 3), ("R", 2)]);
+        // A vocabulary for every token is dear: one number more is one pass more for a gradient.
+        let has_tokens = formula.inputs.iter().any(|input| input.axes.contains(&"T"));
+        let vocabulary = if has_tokens { 5 } else { 80 };
+        let sizes = BTreeMap::from([("B", 5), ("T", 4), ("V", vocabulary), ("I", 4), ("O", 3), ("R", 2)]);
         let mut draw = Draw { state: seed, spread: seed % SPREADS };
         let mut inputs = Named::new();
         for input in formula.inputs {
@@ -158,7 +161,7 @@ impl Draw {
             Role::Reward => Data::Real(self.reals(count, -8, 32, step)),
             Role::Advantage => Data::Real(self.reals(count, -48, 48, power(-4))),
             Role::Count => {
-                let step = if self.spread % 2 == 0 { 1.0 } else { 1280.0 };
+                let step = if self.spread.is_multiple_of(2) { 1.0 } else { 1280.0 };
                 Data::Real(self.reals(count, 1, 16, step))
             }
             Role::Logp => Data::Real(self.reals(count, -127, -1, power(-5))),
@@ -181,8 +184,14 @@ impl Draw {
     /// Log-probabilities as far from those of the policy as the spread says.
     fn near(&mut self, count: usize, shape: &[usize], others: &Named) -> Vec<f64> {
         let policy = others.get("logp").filter(|array| array.shape == shape).map(Array::reals);
-        let (reach, step) = [(12, 1.0), (64, 1.0), (3, 1.0), (24, 32.0), (40, 1.0)][self.spread as usize];
-        let apart = self.reals(count, -reach, reach, step / 32.0);
+        let (reach, step) = [(12, 1.0), (64, 1.0), (3, 1.0), (48, 32.0), (40, 1.0)][self.spread as usize];
+        // All to one side where they are far apart, so that sums and means are far too.
+        let (low, high) = match self.whole(0, 1) {
+            _ if step == 1.0 => (-reach, reach),
+            0 => (0, reach),
+            _ => (-reach, 0),
+        };
+        let apart = self.reals(count, low, high, step / 32.0);
         let of = |index: usize| policy.and_then(|policy| policy.get(index)).copied().unwrap_or(-2.0);
         // Whole numbers where they are far apart: a fraction beside them would not be exact in bfloat16.
         let sum = |(index, apart): (usize, f64)| {

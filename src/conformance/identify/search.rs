@@ -68,16 +68,16 @@ fn finish(evidence: &Evidence, bases: &[Setting], choices: &Choices, found: Foun
 
 /// From the bases, always to the neighbours of what goes with the most answers.
 fn climb(evidence: &Evidence, bases: &[Setting], choices: &Choices) -> Found {
-    let mut seen: HashSet<String> = HashSet::new();
+    let mut climb = Climb { evidence, choices, seen: HashSet::new(), allowed: Vec::new(), tried: 0 };
     let mut open: Vec<(Setting, Score)> = Vec::new();
-    let mut allowed: Vec<Setting> = Vec::new();
     let mut best: Option<(Setting, Score)> = None;
     let mut next: Vec<Setting> = bases.to_vec();
     loop {
         for setting in next.drain(..) {
-            if !seen.insert(key(&setting)) {
+            if !climb.seen.insert(key(&setting)) {
                 continue;
             }
+            climb.tried += 1;
             let score = evidence.score(&setting, false);
             if best.as_ref().is_none_or(|(_, best)| score.parts > best.parts) {
                 best = Some((setting.clone(), score.clone()));
@@ -89,54 +89,62 @@ fn climb(evidence: &Evidence, bases: &[Setting], choices: &Choices) -> Found {
             a.parts.total_cmp(&b.parts).then(j.cmp(i))
         });
         let Some(index) = highest.map(|(index, _)| index) else { break };
-        let (setting, score) = open.swap_remove(index);
+        let (setting, score) = open.remove(index);
         let is_allowed = score.first.is_none() && score.agreed > 0;
-        if !is_allowed && (!allowed.is_empty() || seen.len() > BUDGET) {
+        if !is_allowed && (!climb.allowed.is_empty() || climb.tried > BUDGET) {
             break;
         }
         if is_allowed {
-            next = neighbours_of_allowed(evidence, &setting, choices, &mut seen, &mut allowed);
-            if allowed.len() >= MOST {
+            next = climb.around(&setting);
+            if climb.allowed.len() >= MOST {
                 break;
             }
         } else {
             next = choices.iter().flat_map(|choice| changed(&setting, choice)).collect();
         }
     }
-    let nearest = best.filter(|_| allowed.is_empty());
+    let nearest = best.filter(|_| climb.allowed.is_empty());
     let nearest = nearest.map(|(setting, _)| {
         let score = evidence.score(&setting, true);
         (setting, score)
     });
-    Found { allowed, tried: seen.len(), all: false, nearest }
+    Found { allowed: climb.allowed, tried: climb.tried, all: false, nearest }
 }
 
-/// Notes an allowed setting, and with it those that differ in one option of which every value is allowed; returns the
-/// neighbours that are allowed in part, whose own neighbours are worth a look.
-fn neighbours_of_allowed(
-    evidence: &Evidence,
-    setting: &Setting,
-    choices: &Choices,
-    seen: &mut HashSet<String>,
-    allowed: &mut Vec<Setting>,
-) -> Vec<Setting> {
-    allowed.push(setting.clone());
-    let mut next = Vec::new();
-    for choice in choices {
-        let others: Vec<Setting> = changed(setting, choice).collect();
-        let going: Vec<Setting> = others.iter().filter(|other| evidence.allows(other)).cloned().collect();
-        if going.len() < others.len() {
-            next.extend(going);
-            continue;
-        }
-        // It makes no difference here: each value is noted, none is followed.
-        for other in going {
-            if seen.insert(key(&other)) {
-                allowed.push(other);
+/// A search on its way.
+struct Climb<'a> {
+    evidence: &'a Evidence,
+    choices: &'a Choices,
+    seen: HashSet<String>,
+    allowed: Vec<Setting>,
+    tried: usize,
+}
+
+impl Climb<'_> {
+    /// Notes an allowed setting, and with it those that differ in one option of which every value is allowed; returns
+    /// the neighbours by other options that are allowed, whose own neighbours are worth a look.
+    fn around(&mut self, setting: &Setting) -> Vec<Setting> {
+        self.allowed.push(setting.clone());
+        let mut next = Vec::new();
+        for choice in self.choices {
+            let others: Vec<Setting> = changed(setting, choice).collect();
+            self.tried += others.len();
+            let count = others.len();
+            let going: Vec<Setting> =
+                others.into_iter().filter(|other| self.evidence.allows(other)).collect();
+            if going.len() < count {
+                next.extend(going);
+                continue;
+            }
+            // It makes no difference here: each value is noted, none is followed.
+            for other in going {
+                if self.seen.insert(key(&other)) {
+                    self.allowed.push(other);
+                }
             }
         }
+        next
     }
-    next
 }
 
 /// The setting with every other value of one option.
