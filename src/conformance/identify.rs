@@ -26,6 +26,8 @@ const GENERATED: u64 = 10;
 /// So many more are there to tell apart what is left, of which at most [`FURTHER`] are asked.
 const SPARE: u64 = 40;
 const FURTHER: usize = 8;
+/// By so many settings the questions are put in order.
+const SAMPLE: usize = 24;
 /// After so many questions without an answer nothing more of the formula is asked.
 const PATIENCE: usize = 3;
 
@@ -175,6 +177,7 @@ fn best_first(
 ) {
     let mut settings = bases.to_vec();
     settings.extend(bases.iter().take(1).flat_map(|base| neighbours(base, choices)));
+    settings.truncate(SAMPLE);
     pool.sort_by_cached_key(|asking| std::cmp::Reverse(kinds(formula, dtype, asking, &settings, false)));
 }
 

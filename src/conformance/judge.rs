@@ -177,13 +177,18 @@ pub fn judge(task: Task, dtype: Dtype, reply: Result<Reply, Fault>) -> Outcome {
         (Ok(Reply::Answer(got)), Expected::Answer(expected)) => {
             let values = expected.outputs.iter().map(|(name, array)| (name.clone(), array));
             let gradients = expected.gradients.iter().map(|(name, array)| (format!("grad:{name}"), array));
-            let judged = values.chain(gradients).filter_map(|(name, expected_array)| {
-                let (bound, got) = (expected.bounds.get(&name)?.clone(), got.get(&name)?.clone());
+            let (mut judged, mut wrong) = (Vec::new(), Vec::new());
+            for (name, expected_array) in values.chain(gradients) {
+                let (Some(bound), Some(got)) = (expected.bounds.get(&name), got.get(&name)) else {
+                    // A subject in this process need not have passed the reading of answers.
+                    wrong.push(format!("`{name}` is missing"));
+                    continue;
+                };
                 let worst = worst(expected_array.reals(), bound.reals(), got.reals(), dtype);
-                Some(Judged { name, expected: expected_array.clone(), bound, got, worst })
-            });
-            let judged: Vec<Judged> = judged.collect();
-            let wrong = judged.iter().filter(|judged| !judged.is_right()).map(|judged| {
+                let (expected, bound, got) = (expected_array.clone(), bound.clone(), got.clone());
+                judged.push(Judged { name, expected, bound, got, worst });
+            }
+            wrong.extend(judged.iter().filter(|judged| !judged.is_right()).map(|judged| {
                 if judged.expected.shape == judged.got.shape {
                     let worst = judged.worst.as_ref().map(ToString::to_string).unwrap_or_default();
                     format!("`{}` {worst}", judged.name)
@@ -191,8 +196,8 @@ pub fn judge(task: Task, dtype: Dtype, reply: Result<Reply, Fault>) -> Outcome {
                     let (wanted, got) = (&judged.expected.shape, &judged.got.shape);
                     format!("`{}` has the shape {got:?} where {wanted:?} is expected", judged.name)
                 }
-            });
-            let message = wrong.collect::<Vec<_>>().join("; ");
+            }));
+            let message = wrong.join("; ");
             let status = if message.is_empty() { Status::Pass } else { Status::Fail };
             Outcome { judged, ..outcome(task, status, message) }
         }

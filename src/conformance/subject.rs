@@ -69,7 +69,8 @@ impl Reference {
                     .collect()
             }
         };
-        for input in differentiable(Formula::<f64>::find(id)?, question) {
+        let is_wanted = |input: &&str| request.want.contains(&format!("grad:{input}"));
+        for input in differentiable(Formula::<f64>::find(id)?, question).filter(is_wanted) {
             let gradient = match self.hello.dtype {
                 Dtype::F64 => gradient::<f64>(id, question, input, |value| value)?,
                 _ => gradient::<f32>(id, question, input, |value| value as f32)?.mapv(f64::from),

@@ -9,6 +9,7 @@ mod errata;
 mod extract;
 mod fixtures;
 mod identify;
+mod judge;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;

@@ -64,10 +64,10 @@ pub(super) fn generated(
         return Vec::new();
     }
     let asking = |seed: u64| {
-        // A vocabulary for every token is dear: one number more is one pass more for a gradient.
+        // One number more is one pass more for a gradient: few where there is a gradient, many where there is none.
         let has_tokens = formula.inputs.iter().any(|input| input.axes.contains(&"T"));
-        let vocabulary = if has_tokens { 5 } else { 80 };
-        let sizes = BTreeMap::from([("B", 5), ("T", 4), ("V", vocabulary), ("I", 4), ("O", 3), ("R", 2)]);
+        let (rows, vocabulary) = if has_tokens { (4, 4) } else { (5, 80) };
+        let sizes = BTreeMap::from([("B", rows), ("T", 3), ("V", vocabulary), ("I", 3), ("O", 3), ("R", 2)]);
         let mut draw = Draw { state: seed, spread: seed % SPREADS };
         let mut inputs = Named::new();
         for input in formula.inputs {
