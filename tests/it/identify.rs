@@ -1,6 +1,7 @@
 //! `identify` tells apart what it can: every named convention, a setting with one option off, and what is none.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use grpo_oracle::conformance::{
     Dtype, Fault, Finding, Hello, Identification, Identified, Reference, Reply, Request, Setting, Subject,
@@ -37,7 +38,7 @@ impl Stubborn {
 
     fn identified(&mut self) -> Identification {
         let formulas = self.hello.formulas.clone();
-        identify(self, &fixtures(), &formulas, |_| ()).unwrap()
+        identify(self, fixtures(), &formulas, |_| ()).unwrap()
     }
 
     /// What is found for its one formula.
@@ -61,8 +62,10 @@ impl Subject for Stubborn {
     }
 }
 
-fn fixtures() -> Vec<Fixture> {
-    fixture::built_in().unwrap()
+/// Read once: it takes longer than to tell a formula's options.
+fn fixtures() -> &'static [Fixture] {
+    static FIXTURES: OnceLock<Vec<Fixture>> = OnceLock::new();
+    FIXTURES.get_or_init(|| fixture::built_in().unwrap())
 }
 
 /// The values that are possible for an option.
@@ -237,6 +240,6 @@ fn outputs_alone_will_do() {
     }
     let inner = Stubborn::of(Dtype::F32, "kl.estimate", json!({ "kl_penalty": "k2" }));
     let formulas = inner.hello.formulas.clone();
-    let found = identify(&mut NoGradients(inner), &fixtures(), &formulas, |_| ()).unwrap();
+    let found = identify(&mut NoGradients(inner), fixtures(), &formulas, |_| ()).unwrap();
     assert_eq!(possible(&found.formulas[0], "kl_penalty"), [json!("k2")]);
 }
