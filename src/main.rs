@@ -53,8 +53,8 @@ enum Action {
     /// Tell which options an implementation computes with, and which named conventions have them.
     #[command(
         after_help = "Exit status: 0 a setting was found for every formula; 1 some formula is computed with no \
-                            known setting; 2 wrong usage, or the adapter cannot be talked to; 3 incomplete: some \
-                            formula was not answered for."
+                            known setting; 2 wrong usage, or the adapter cannot be talked to; 3 incomplete: a \
+                            formula was not answered for, or a question ended in a crash or a hang."
     )]
     Identify(identify::Identify),
     /// Show one golden case as a small repro of its own.

@@ -43,7 +43,7 @@ pub(crate) fn identify(arguments: &Identify) -> Result<ExitCode> {
     let _ = std::io::stdout().write_all(end.as_bytes());
     Ok(match () {
         () if identification.has_mismatch() => ExitCode::from(1),
-        () if identification.is_found() => ExitCode::SUCCESS,
+        () if identification.is_found() && !identification.has_faults() => ExitCode::SUCCESS,
         () => ExitCode::from(3),
     })
 }

@@ -368,6 +368,11 @@ impl Identification {
         self.formulas.iter().any(|one| matches!(one.finding, Finding::NoMatch { .. }))
     }
 
+    /// Whether some question ended in a crash, a hang or a line that is no answer.
+    pub fn has_faults(&self) -> bool {
+        self.formulas.iter().any(|one| one.faults > 0)
+    }
+
     /// The whole as JSON.
     pub fn to_json(&self) -> Value {
         let formulas: Vec<Value> = self.formulas.iter().map(Identified::to_json).collect();

@@ -243,3 +243,33 @@ fn outputs_alone_will_do() {
     let found = identify(&mut NoGradients(inner), fixtures(), &formulas, |_| ()).unwrap();
     assert_eq!(possible(&found.formulas[0], "kl_penalty"), [json!("k2")]);
 }
+
+fn command(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_grpo-oracle"))
+        .args(["identify", "--builtin", "reference"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[test]
+fn is_a_command() {
+    let (code, text) = command(&["--formula", "kl.estimate", "--formula", "kl.controller"]);
+    assert_eq!(code, Some(0), "{text}");
+    for part in
+        ["kl.estimate\n    kl_penalty   = \"k3\"\n", "    no difference seen: target_kl, horizon", "trl-1.16"]
+    {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let (code, text) = command(&["--formula", "kl.estimate", "--json", "--dtype", "f32"]);
+    assert_eq!(code, Some(0), "{text}");
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        json["formulas"][0]["options"]["kl_penalty"],
+        json!({ "values": ["k3"], "no_difference": false })
+    );
+    assert_eq!(json["formulas"][0]["finding"], "found");
+    let (code, text) = command(&["--formula", "kl.estimat3"]);
+    assert_eq!((code, text.contains("did you mean `kl.estimate`?")), (Some(2), true), "{text}");
+}
