@@ -67,7 +67,12 @@ pub(super) fn generated(
         // One number more is one pass more for a gradient: few where there is a gradient, many where there is none.
         let has_tokens = formula.inputs.iter().any(|input| input.axes.contains(&"T"));
         let (rows, vocabulary) = if has_tokens { (4, 4) } else { (5, 80) };
-        let sizes = BTreeMap::from([("B", rows), ("T", 3), ("V", vocabulary), ("I", 3), ("O", 3), ("R", 2)]);
+        // An option may say how long an axis has to be.
+        let ranks = bases.iter().filter_map(|base| base.get("rank")?.as_u64());
+        let ranks: Vec<usize> = ranks.map(|rank| rank as usize).chain([2]).collect();
+        let rank = ranks[seed as usize % ranks.len()];
+        let sizes =
+            BTreeMap::from([("B", rows), ("T", 3), ("V", vocabulary), ("I", 3), ("O", 3), ("R", rank)]);
         let mut draw = Draw { state: seed, spread: seed % SPREADS };
         let mut inputs = Named::new();
         for input in formula.inputs {
