@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::arguments::TorchArgs;
 use crate::arguments::{Args, Given};
 use crate::axes::Axes;
-use crate::formula::{ANY, Formula, Gradient, Outputs, Role};
+use crate::formula::{ANY, Formula, Gradient, Input, Outputs, Role};
 use crate::reference::{Bounded, Dual, Real};
 use crate::value::{Array, Data, Kind, Named, number};
 use crate::{Error, Result};
@@ -132,8 +132,19 @@ pub fn named_json(arrays: &Named) -> Value {
 /// # Ok::<(), grpo_oracle::Error>(())
 /// ```
 pub fn evaluate(id: &str, question: &Question) -> Result<Evaluation> {
+    evaluate_with(id, question, |_| true)
+}
+
+/// The reference's answer with the gradients by these inputs alone.
+pub(crate) fn evaluate_with(
+    id: &str,
+    question: &Question,
+    is_wanted: impl Fn(&Input) -> bool,
+) -> Result<Evaluation> {
     let mut evaluation = evaluate_outputs(id, question)?;
-    for input in differentiable(Formula::<f64>::find(id)?, question) {
+    let formula = Formula::<f64>::find(id)?;
+    let is_wanted = |name: &str| formula.inputs.iter().any(|input| input.name == name && is_wanted(input));
+    for input in differentiable(formula, question).filter(|name| is_wanted(name)) {
         evaluation.record(input, &gradient(id, question, input, Bounded::exact)?, true);
     }
     Ok(evaluation)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, offline, report, show, verify, zoo};
+use command::{eval, extract, identify, offline, report, show, verify, zoo};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -61,6 +61,26 @@ enum Action {
     Judge(offline::Judge),
     /// Judge known-wrong implementations, each of which has to be caught and called by its name.
     Zoo(zoo::Zoo),
+    /// Tell which options an implementation computes with, and which named conventions have them.
+    #[command(
+        after_help = "Exit status: 0 a setting was found for every formula; 1 some formula is computed with no \
+                            known setting; 2 wrong usage, or the adapter cannot be talked to; 3 incomplete: a \
+                            formula was not answered for, or a question ended in a crash or a hang."
+    )]
+    Identify(identify::Identify),
+    /// Show one golden case as a small repro of its own.
+    Extract {
+        /// The formula's id, as `list` shows it.
+        formula: String,
+        /// The case's slug; that of a relation is CASE~RELATION.
+        case: String,
+        /// Write a Python script that fails until the function in it is right; it needs Python's own library only.
+        #[arg(long)]
+        python: bool,
+        /// The folder of the fixtures, instead of those that were built in.
+        #[arg(long, value_name = "FOLDER")]
+        fixtures: Option<PathBuf>,
+    },
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -106,6 +126,10 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Export(arguments) => offline::export(&arguments)?,
         Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Zoo(arguments) => return zoo::zoo(&arguments),
+        Action::Identify(arguments) => return identify::identify(&arguments),
+        Action::Extract { formula, case, python, fixtures } => {
+            extract::extract(&formula, &case, python, fixtures.as_deref())?
+        }
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

@@ -1,8 +1,11 @@
 //! The subcommands.
 
 pub(crate) mod eval;
+pub(crate) mod extract;
+pub(crate) mod identify;
 pub(crate) mod offline;
 pub(crate) mod report;
 pub(crate) mod show;
+mod subject;
 pub(crate) mod verify;
 pub(crate) mod zoo;

@@ -9,7 +9,7 @@ use grpo_oracle::conformance::report::replace;
 use grpo_oracle::conformance::{Answers, Dtype, export as lines};
 
 use super::report::{ReportFiles, judged};
-use super::verify::{Format, Selection};
+use super::subject::{Format, Questions};
 
 /// What to write.
 #[derive(Args)]
@@ -21,7 +21,7 @@ pub(crate) struct Export {
     #[arg(long, value_name = "DTYPE")]
     dtype: Format,
     #[command(flatten)]
-    selection: Selection,
+    questions: Questions,
 }
 
 /// What to read.
@@ -33,15 +33,15 @@ pub(crate) struct Judge {
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Format>,
     #[command(flatten)]
-    selection: Selection,
+    questions: Questions,
     #[command(flatten)]
     reports: ReportFiles,
 }
 
 pub(crate) fn export(arguments: &Export) -> Result<String> {
     let dtype = Dtype::from(arguments.dtype);
-    let selection = &arguments.selection;
-    let tasks = selection.plan(&selection.fixtures()?, |_| true);
+    let questions = &arguments.questions;
+    let tasks = questions.plan(&questions.fixtures()?, |_| true)?;
     let lines = lines(&tasks, dtype);
     replace(&arguments.out, &(lines.join("\n") + "\n"))?;
     // Two of them are hello and bye.
@@ -55,8 +55,8 @@ pub(crate) fn export(arguments: &Export) -> Result<String> {
 
 pub(crate) fn judge(arguments: &Judge) -> Result<ExitCode> {
     arguments.reports.clear(Some(&arguments.answers))?;
-    let fixtures = arguments.selection.fixtures()?;
-    let mut tasks = arguments.selection.plan(&fixtures, |_| true);
+    let fixtures = arguments.questions.fixtures()?;
+    let mut tasks = arguments.questions.plan(&fixtures, |_| true)?;
     let mut answers = Answers::read(&arguments.answers, &mut tasks, arguments.dtype.map(Dtype::from))?;
     let adapter = arguments.answers.display().to_string();
     judged(&mut answers, &adapter, tasks, &fixtures, &arguments.reports)

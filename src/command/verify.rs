@@ -1,143 +1,37 @@
 //! `verify`: an implementation judged on the golden cases.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, ValueEnum};
-use grpo_oracle::conformance::{
-    Dtype, Limits, Process, Reference, Subject, Task, end_adapters_on_signals, plan,
-};
-use grpo_oracle::fixture::Fixture;
+use clap::Args;
+use grpo_oracle::Result;
+use grpo_oracle::conformance::end_adapters_on_signals;
 use grpo_oracle::formula::Formula;
-use grpo_oracle::{Result, fixture};
 
 use super::report::{ReportFiles, judged};
+use super::subject::{Questions, Who};
 
 /// Who is judged, and on what.
 #[derive(Args)]
 pub(crate) struct Verify {
-    /// The command line of the adapter to judge, such as "python my.py". No shell runs it.
-    #[arg(long, value_name = "COMMAND", required_unless_present = "builtin", conflicts_with = "builtin")]
-    adapter: Option<String>,
-    /// Judge an implementation of this package instead of an adapter.
-    #[arg(long, value_name = "NAME")]
-    builtin: Option<BuiltIn>,
-    /// The format that the built-in implementation computes in.
-    #[arg(
-        long,
-        value_name = "DTYPE",
-        default_value = "f64",
-        requires = "builtin",
-        conflicts_with = "adapter"
-    )]
-    dtype: Format,
     #[command(flatten)]
-    patience: Patience,
+    who: Who,
     #[command(flatten)]
-    selection: Selection,
+    questions: Questions,
     #[command(flatten)]
     reports: ReportFiles,
-}
-
-/// Which questions.
-#[derive(Args)]
-pub(crate) struct Selection {
-    /// Only the formulas whose ids begin with one of these.
-    #[arg(long, value_name = "ID")]
-    formula: Vec<String>,
-    /// The folder of the fixtures, instead of those that were built in.
-    #[arg(long, value_name = "FOLDER")]
-    fixtures: Option<PathBuf>,
-    /// Leave out the relations: questions made of the golden ones.
-    #[arg(long)]
-    no_relations: bool,
-}
-
-impl Selection {
-    /// The golden cases.
-    pub(crate) fn fixtures(&self) -> Result<Vec<Fixture>> {
-        match &self.fixtures {
-            Some(folder) => fixture::read_all(folder),
-            None => fixture::built_in(),
-        }
-    }
-
-    /// The questions about the formulas that are selected and that the subject has.
-    pub(crate) fn plan(&self, fixtures: &[Fixture], has: impl Fn(&str) -> bool) -> Vec<Task> {
-        let is_selected = |id: &str| {
-            self.formula.is_empty() || self.formula.iter().any(|start| id.starts_with(start.as_str()))
-        };
-        let formulas = fixtures.iter().map(|fixture| fixture.formula.clone());
-        let formulas: Vec<String> = formulas.filter(|id| is_selected(id) && has(id)).collect();
-        plan(fixtures, &formulas, !self.no_relations)
-    }
-}
-
-/// How long an adapter is waited for.
-#[derive(Args, Clone, Copy)]
-pub(crate) struct Patience {
-    /// How many seconds the adapter may take for an answer.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    timeout: Duration,
-    /// How many seconds the adapter may take to start and say hello.
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
-    hello_timeout: Duration,
-    /// How many times the adapter is started again before it answers a question again.
-    #[arg(long, value_name = "COUNT", default_value = "10")]
-    restarts: usize,
-}
-
-impl From<Patience> for Limits {
-    fn from(patience: Patience) -> Self {
-        Self { answer: patience.timeout, hello: patience.hello_timeout, restarts: patience.restarts }
-    }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= 1e6);
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds above 0".to_owned())
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum BuiltIn {
-    /// The ndarray reference.
-    Reference,
-}
-
-/// A format to compute in.
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Format {
-    F64,
-    F32,
-    Bf16,
-}
-
-impl From<Format> for Dtype {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::F64 => Self::F64,
-            Format::F32 => Self::F32,
-            Format::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
     arguments.reports.clear(None)?;
     end_adapters_on_signals();
-    let mut subject: Box<dyn Subject> = match (&arguments.adapter, arguments.builtin) {
-        (Some(command), _) => Box::new(Process::start(command, arguments.patience.into())?),
-        (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(arguments.dtype.into())?),
-    };
-    let adapter = arguments.adapter.as_deref().unwrap_or("builtin");
+    let mut subject = arguments.who.subject()?;
     let formulas = subject.hello().formulas.clone();
     for unknown in formulas.iter().filter(|id| Formula::<f64>::find(id).is_err()) {
         eprintln!(
             "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
         );
     }
-    let fixtures = arguments.selection.fixtures()?;
-    let tasks = arguments.selection.plan(&fixtures, |id| formulas.iter().any(|formula| formula == id));
-    judged(subject.as_mut(), adapter, tasks, &fixtures, &arguments.reports)
+    let fixtures = arguments.questions.fixtures()?;
+    let tasks = arguments.questions.plan(&fixtures, |id| formulas.iter().any(|formula| formula == id))?;
+    judged(subject.as_mut(), arguments.who.name(), tasks, &fixtures, &arguments.reports)
 }

@@ -10,7 +10,7 @@ use grpo_oracle::conformance::{Outcome, Process, Report, Status, Subject, Verdic
 use grpo_oracle::fixture::{Fixture, built_in};
 use grpo_oracle::{Error, Result};
 
-use super::verify::Patience;
+use super::subject::Patience;
 
 /// Where the wrong implementations are.
 #[derive(Args)]

@@ -1,6 +1,7 @@
 //! Judging an implementation's answers against the reference's.
 
 pub mod diagnosis;
+mod identify;
 mod judge;
 mod offline;
 mod process;
@@ -11,11 +12,12 @@ mod run;
 mod subject;
 mod tolerance;
 
+pub use identify::{Difference, Finding, Fit, Identification, Identified, Setting, Told, identify};
 pub use judge::{Judged, Outcome, Status, Task, judge};
 pub use offline::{Answers, export};
 pub use process::{LONGEST_LINE, Limits, Line, Lines, Process, end_adapters_on_signals};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use report::{Report, Verdict};
-pub use run::{plan, run};
+pub use run::{find, plan, run};
 pub use subject::{Fault, Reference, Subject};
-pub use tolerance::{Dtype, Worst, compare, is_applicable, worst};
+pub use tolerance::{Dtype, Worst, compare, is_applicable, tolerance, worst};

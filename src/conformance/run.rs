@@ -5,6 +5,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use super::judge::ask;
 use super::{Outcome, Report, Subject, Task};
 use crate::fixture::Fixture;
+use crate::formula::{Formula, nearest};
+use crate::{Error, Result};
 
 /// The questions for a subject that has these formulas: every golden case, and what relations make of it.
 pub fn plan(fixtures: &[Fixture], formulas: &[String], relations: bool) -> Vec<Task> {
@@ -22,6 +24,38 @@ pub fn plan(fixtures: &[Fixture], formulas: &[String], relations: bool) -> Vec<T
         }
     }
     tasks
+}
+
+/// The question of one golden case, or with `CASE~RELATION` what the relation makes of it.
+///
+/// # Errors
+/// `unknown-formula`; `option` for a case that is not there, with the nearest name.
+pub fn find(fixtures: &[Fixture], formula: &str, case: &str) -> Result<Task> {
+    Formula::<f64>::find(formula)?;
+    let cases = fixtures.iter().filter(|fixture| fixture.formula == formula);
+    let cases = || cases.clone().flat_map(|fixture| &fixture.cases);
+    let (golden, relation) = case.split_once('~').map_or((case, None), |(golden, name)| (golden, Some(name)));
+    let unknown = |name: &str, names: Vec<&str>| {
+        let hint = nearest(name, names.iter().copied()).map_or_else(
+            || match names.as_slice() {
+                [] => "it has none".to_owned(),
+                names => format!("there are {}", names.join(", ")),
+            },
+            |near| format!("did you mean `{near}`?"),
+        );
+        Error::option("case", format!("`{case}` is no case of {formula}; {hint}"))
+    };
+    let found = cases().find(|case| case.id == golden);
+    let task = found.map(|case| Task::of(formula, case));
+    let task = task.ok_or_else(|| unknown(golden, cases().map(|case| case.id.as_str()).collect()))?;
+    if relation.is_none() {
+        return Ok(task);
+    }
+    let derived = super::relation::derived(&task);
+    match derived.iter().find(|task| task.case == case) {
+        Some(task) => Ok(task.clone()),
+        None => Err(unknown(case, derived.iter().map(|task| task.case.as_str()).collect())),
+    }
 }
 
 /// Puts every question to the subject; `seen` is told of each outcome as it comes.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Dtype, Hello, Reply, Request};
-use crate::evaluate::{differentiable, gradient, read, values};
+use crate::evaluate::{Question, differentiable, gradient, read, values};
 use crate::formula::Formula;
 use crate::value::{Array, Named};
 use crate::{Error, Result};
@@ -55,7 +55,10 @@ impl Reference {
     }
 
     fn answer(&self, request: &Request<'_>) -> Result<Named> {
-        let (id, question) = (request.formula, request.question);
+        let id = request.formula;
+        // Which inputs are read may depend on an option that the question leaves out.
+        let options = Formula::<f64>::find(id)?.resolve(&request.question.options)?;
+        let question = &Question { options, inputs: request.question.inputs.clone() };
         let mut answer = match self.hello.dtype {
             Dtype::F64 => values(id, question)?,
             _ => {
@@ -66,7 +69,8 @@ impl Reference {
                     .collect()
             }
         };
-        for input in differentiable(Formula::<f64>::find(id)?, question) {
+        let is_wanted = |input: &&str| request.want.contains(&format!("grad:{input}"));
+        for input in differentiable(Formula::<f64>::find(id)?, question).filter(is_wanted) {
             let gradient = match self.hello.dtype {
                 Dtype::F64 => gradient::<f64>(id, question, input, |value| value)?,
                 _ => gradient::<f32>(id, question, input, |value| value as f32)?.mapv(f64::from),

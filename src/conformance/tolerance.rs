@@ -120,13 +120,20 @@ pub fn worst(expected: &[f64], bounds: &[f64], got: &[f64], dtype: Dtype) -> Opt
         let (expected, got) = (at(expected), at(got));
         return Some(Worst { index, expected, got, tolerance: 0.0, excess: f64::INFINITY });
     }
+    // An entry without a bound has to be exact; none goes unseen.
+    let bounds = bounds.iter().chain(std::iter::repeat(&0.0));
     let entries = expected.iter().zip(bounds).zip(got).enumerate();
     let judged = entries.map(|(index, ((&expected, &bound), &got))| {
-        let allowed = 4.0 * dtype.unit_roundoff() * bound;
-        let tolerance = if bound > 0.0 { allowed + dtype.smallest_normal() } else { 0.0 };
+        let tolerance = tolerance(bound, dtype);
         Worst { index, expected, got, tolerance, excess: excess(expected, got, tolerance) }
     });
     judged.max_by(|a, b| a.excess.total_cmp(&b.excess))
+}
+
+/// How far an entry with this bound may be off.
+pub fn tolerance(bound: f64, dtype: Dtype) -> f64 {
+    let allowed = 4.0 * dtype.unit_roundoff() * bound;
+    if bound > 0.0 { allowed + dtype.smallest_normal() } else { 0.0 }
 }
 
 /// The error over the tolerance: above 1 is too far off.

@@ -9,8 +9,11 @@ mod conventions;
 mod diagnosis;
 mod documents;
 mod errata;
+mod extract;
 mod fixtures;
 mod fuzz;
+mod identify;
+mod judge;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
