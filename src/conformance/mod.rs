@@ -11,6 +11,7 @@ mod tolerance;
 
 pub use judge::{Judged, Outcome, Status, Task, judge};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
+pub use relation::{Derived, Image, RELATIONS, Relation, derived};
 pub use report::{Report, Verdict};
 pub use run::{plan, run};
 pub use subject::{Fault, Reference, Subject};

@@ -10,16 +10,10 @@ use crate::fixture::Fixture;
 pub fn plan(fixtures: &[Fixture], formulas: &[String], relations: bool) -> Vec<Task> {
     let mut tasks = Vec::new();
     for fixture in fixtures.iter().filter(|fixture| formulas.contains(&fixture.formula)) {
-        for case in &fixture.cases {
-            let task = Task::of(&fixture.formula, case);
-            if relations {
-                let derived = super::relation::derived(&task);
-                tasks.push(task);
-                tasks.extend(derived);
-            } else {
-                tasks.push(task);
-            }
-        }
+        let golden: Vec<Task> = fixture.cases.iter().map(|case| Task::of(&fixture.formula, case)).collect();
+        let derived = if relations { super::relation::derived(&golden) } else { Vec::new() };
+        tasks.extend(golden);
+        tasks.extend(derived.into_iter().map(|derived| derived.task));
     }
     tasks
 }
