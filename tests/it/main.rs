@@ -7,10 +7,12 @@ mod conventions;
 mod documents;
 mod errata;
 mod fixtures;
+mod kills;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
 mod readme;
+mod schema;
 mod spec;
 mod tidy;
 #[cfg(feature = "torch")]
