@@ -57,7 +57,8 @@ fn the_kill_map_knows_a_gap() {
 /// The families that tell implementations apart, of every formula that reads what they are about.
 #[test]
 fn every_formula_has_the_families_that_its_inputs_allow() {
-    let wanted: [(&str, fn(&[Role]) -> bool); 7] = [
+    type Wanted = (&'static str, fn(&[Role]) -> bool);
+    let wanted: [Wanted; 7] = [
         ("family-binary", |roles| roles.contains(&Role::Reward) || roles.contains(&Role::Advantage)),
         ("family-nearly-equal", |roles| roles.contains(&Role::Reward)),
         ("family-tiny", |roles| roles.contains(&Role::Reward)),
