@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, extract, identify, offline, report, show, verify, zoo};
+use command::{eval, extract, identify, kills, offline, report, show, verify, zoo};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -102,6 +102,8 @@ enum FixtureAction {
         #[arg(default_value = "fixtures/v1")]
         folder: PathBuf,
     },
+    /// Show for each wrong variant the case that gives it away in each format.
+    Kills(kills::Kills),
 }
 
 fn main() -> ExitCode {
@@ -138,6 +140,7 @@ fn run(action: Action) -> Result<ExitCode> {
             let cases = fixture::check(&folder)?;
             format!("{cases} cases under {} are as the reference gives them\n", folder.display())
         }
+        Action::Fixtures { action: FixtureAction::Kills(arguments) } => kills::kills(&arguments)?,
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => Ok(ExitCode::SUCCESS),

@@ -17,6 +17,7 @@ pub use judge::{Judged, Outcome, Status, Task, judge};
 pub use offline::{Answers, export};
 pub use process::{LONGEST_LINE, Limits, Line, Lines, Process, end_adapters_on_signals};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
+pub use relation::{Derived, Image, RELATIONS, Relation, derived};
 pub use report::{Report, Verdict};
 pub use run::{find, plan, run};
 pub use subject::{Fault, Reference, Subject};

@@ -12,16 +12,10 @@ use crate::{Error, Result};
 pub fn plan(fixtures: &[Fixture], formulas: &[String], relations: bool) -> Vec<Task> {
     let mut tasks = Vec::new();
     for fixture in fixtures.iter().filter(|fixture| formulas.contains(&fixture.formula)) {
-        for case in &fixture.cases {
-            let task = Task::of(&fixture.formula, case);
-            if relations {
-                let derived = super::relation::derived(&task);
-                tasks.push(task);
-                tasks.extend(derived);
-            } else {
-                tasks.push(task);
-            }
-        }
+        let golden: Vec<Task> = fixture.cases.iter().map(|case| Task::of(&fixture.formula, case)).collect();
+        let derived = if relations { super::relation::derived(&golden) } else { Vec::new() };
+        tasks.extend(golden);
+        tasks.extend(derived.into_iter().map(|derived| derived.task));
     }
     tasks
 }
@@ -45,16 +39,19 @@ pub fn find(fixtures: &[Fixture], formula: &str, case: &str) -> Result<Task> {
         );
         Error::option("case", format!("`{case}` is no case of {formula}; {hint}"))
     };
-    let found = cases().find(|case| case.id == golden);
-    let task = found.map(|case| Task::of(formula, case));
-    let task = task.ok_or_else(|| unknown(golden, cases().map(|case| case.id.as_str()).collect()))?;
+    let goldens: Vec<Task> = cases().map(|case| Task::of(formula, case)).collect();
+    let task = goldens.iter().find(|task| task.case == golden);
+    let task =
+        task.ok_or_else(|| unknown(golden, goldens.iter().map(|task| task.case.as_str()).collect()))?;
     if relation.is_none() {
-        return Ok(task);
+        return Ok(task.clone());
     }
-    let derived = super::relation::derived(&task);
-    match derived.iter().find(|task| task.case == case) {
-        Some(task) => Ok(task.clone()),
-        None => Err(unknown(case, derived.iter().map(|task| task.case.as_str()).collect())),
+    let derived = super::relation::derived(&goldens);
+    let of_case: Vec<&Task> =
+        derived.iter().filter(|derived| derived.origin == golden).map(|derived| &derived.task).collect();
+    match of_case.iter().find(|task| task.case == case) {
+        Some(task) => Ok((*task).clone()),
+        None => Err(unknown(case, of_case.iter().map(|task| task.case.as_str()).collect())),
     }
 }
 

@@ -108,6 +108,7 @@ impl<R: Real> Formula<R> {
                 Rival::new("eps 1e-8", r#"{"eps": 1e-8}"#),
                 Rival::new("eps as a threshold", r#"{"eps_mode": "threshold"}"#),
                 Rival::new("eps under the variance", r#"{"eps_mode": "floor_variance"}"#),
+                Rival::new("the reward over 1 + eps for a group of one", r#"{"singleton": "unit_std"}"#),
                 RAW_LONE_MEMBER,
                 ZERO_LONE_MEMBER,
             ],
@@ -182,6 +183,7 @@ impl<R: Real> Formula<R> {
             outputs: &[TOKEN_ADVANTAGES, RETURNS],
             rivals: &[
                 Rival::new("the return cut at a masked token", r#"{"mask_mode": "reset"}"#),
+                Rival::new("the return carried over a masked token", r#"{"mask_mode": "carry"}"#),
                 Rival::new("undiscounted", r#"{"gamma": 1.0}"#),
                 Rival::new("the token's own reward alone", r#"{"gamma": 0.0}"#),
                 NOT_WHITENED,

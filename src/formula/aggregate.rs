@@ -40,6 +40,10 @@ impl<R: Real> Formula<R> {
                 Rival::new("sequence mean of token sums", r#"{"loss_agg_mode": "seq-mean-token-sum"}"#),
                 Rival::new("sequence mean of token means", r#"{"loss_agg_mode": "seq-mean-token-mean"}"#),
                 Rival::new(
+                    "token sums over a constant length",
+                    r#"{"loss_agg_mode": "seq-mean-token-sum-norm"}"#,
+                ),
+                Rival::new(
                     "counts of the micro-batch",
                     r#"{"batch_num_tokens": null, "global_batch_size": null}"#,
                 ),
@@ -89,6 +93,11 @@ impl<R: Real> Formula<R> {
                 Rival::new("weighted by sequences", r#"{"micro_batch_scaling": "sequences"}"#),
                 Rival::new("weighted by the counts of the whole", r#"{"micro_batch_scaling": "whole"}"#),
                 Rival::new("sequence mean for token mean", r#"{"loss_agg_mode": "seq-mean-token-mean"}"#),
+                Rival::new("token mean for sequence mean", r#"{"loss_agg_mode": "token-mean"}"#),
+                Rival::new(
+                    "counts of the micro-batch",
+                    r#"{"batch_num_tokens": null, "global_batch_size": null}"#,
+                ),
             ],
             reference: micro_batches,
             #[cfg(feature = "torch")]

@@ -64,6 +64,7 @@ impl<R: Real> Formula<R> {
                 Rival::new("lambda 1", r#"{"lam": 1.0}"#),
                 Rival::new("lambda 0.95", r#"{"lam": 0.95}"#),
                 Rival::new("not whitened", r#"{"whiten": false}"#),
+                Rival::new("whitened without being asked", r#"{"whiten": true}"#),
                 Rival::new("whitened by the population variance", r#"{"whiten_ddof": 0}"#),
                 Rival::new("whitened with a clamped variance", r#"{"whiten_eps_mode": "clamp"}"#),
             ],

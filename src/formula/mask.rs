@@ -42,7 +42,10 @@ impl<R: Real> Formula<R> {
             ],
             defaults: || fields(&MaskedMean::over_all()),
             outputs: &[Output::new("mean", ANY)],
-            rivals: &[Rival::new("0/0 on an empty mask", r#"{"empty": "nan"}"#)],
+            rivals: &[
+                Rival::new("0/0 on an empty mask", r#"{"empty": "nan"}"#),
+                Rival::new("the mean over everything", r#"{"axis": null}"#),
+            ],
             reference: mask_mean,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::mask_mean),

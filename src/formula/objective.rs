@@ -126,6 +126,14 @@ impl<R: Real> Formula<R> {
             rivals: &[
                 Rival::new("token mean for sequence mean", r#"{"loss_agg_mode": "token-mean"}"#),
                 Rival::new("sequence mean for token mean", r#"{"loss_agg_mode": "seq-mean-token-mean"}"#),
+                Rival::new(
+                    "token sums over a constant length",
+                    r#"{"loss_agg_mode": "seq-mean-token-sum-norm"}"#,
+                ),
+                Rival::new("dual clip off", r#"{"clip_ratio_c": null}"#),
+                Rival::new("dual clip at 3", r#"{"clip_ratio_c": 3.0}"#),
+                Rival::new("clip-higher ignored", r#"{"clip_ratio_high": 0.2}"#),
+                Rival::new("k3 in the loss", r#"{"kl_loss_type": "k3"}"#),
                 Rival::new("k1 in the loss", r#"{"kl_loss_type": "k1"}"#),
                 Rival::new("k2 in the loss", r#"{"kl_loss_type": "k2"}"#),
                 Rival::new("KL not weighted by the ratio", r#"{"kl_ratio_weight": false}"#),
@@ -226,6 +234,14 @@ impl<R: Real> Formula<R> {
                 ),
                 Rival::new("PPO's bounds", r#"{"clip_ratio_low": 0.2, "clip_ratio_high": 0.2}"#),
                 Rival::new("log-ratio not bounded", r#"{"log_ratio_max": null}"#),
+                Rival::new(
+                    "the gradient of GSPO-token",
+                    r#"{"importance_sampling_level": "sequence_token"}"#,
+                ),
+                Rival::new(
+                    "the gradient of GSPO for GSPO-token's",
+                    r#"{"importance_sampling_level": "sequence"}"#,
+                ),
             ],
             reference: gspo,
             #[cfg(feature = "torch")]

@@ -124,6 +124,7 @@ impl<R: Real> Formula<R> {
                 Rival::new("the mean for the sum", r#"{"rollout_rs_level": "seq_mean"}"#),
                 Rival::new("the sum for the mean", r#"{"rollout_rs_level": "seq_sum"}"#),
                 Rival::new("tokens by themselves", r#"{"rollout_rs_level": "token"}"#),
+                Rival::new("the largest for the sum", r#"{"rollout_rs_level": "seq_max"}"#),
                 Rival::new("no safety bound", r#"{"safety_bound": null}"#),
             ],
             reference: rejection,

@@ -52,6 +52,7 @@ impl<R: Real> Formula<R> {
             Rival::new("not clipped", r#"{"cliprange_value": null}"#),
             Rival::new("clipped at 0.2", r#"{"cliprange_value": 0.2}"#),
             Rival::new("sequence mean for token mean", r#"{"loss_agg_mode": "seq-mean-token-mean"}"#),
+            Rival::new("token mean for sequence mean", r#"{"loss_agg_mode": "token-mean"}"#),
         ],
         reference: clipped,
         #[cfg(feature = "torch")]

@@ -10,10 +10,12 @@ mod diagnosis;
 mod documents;
 mod errata;
 mod extract;
+mod fixture_schema;
 mod fixtures;
 mod fuzz;
 mod identify;
 mod judge;
+mod kills;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
