@@ -115,8 +115,13 @@ fn is_gone(file: &Path) -> bool {
     let number = fs::read_to_string(file).unwrap();
     let until = Instant::now() + Duration::from_secs(10);
     while Instant::now() < until {
-        let state = Command::new("ps").args(["-o", "stat=", "-p", &number]).output().unwrap().stdout;
-        if state.is_empty() || state.starts_with(b"Z") {
+        let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        let is_running = if Path::new("/proc/self/stat").exists() {
+            !state.is_empty() && !state.contains(") Z ")
+        } else {
+            Command::new("sh").args(["-c", &format!("kill -0 {number}")]).status().unwrap().success()
+        };
+        if !is_running {
             return true;
         }
         sleep(Duration::from_millis(50));
