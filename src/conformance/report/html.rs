@@ -235,17 +235,22 @@ fn clause_values(record: &Record) -> Value {
     let ids: BTreeSet<&str> = bad.flat_map(|entry| entry.clauses.iter().map(String::as_str)).collect();
     let clause = |id: &str| {
         let text = spec::clause(id).unwrap_or("is not a clause of this version of the specification");
-        let paragraphs: Vec<Value> = text.split("\n\n").map(paragraph_values).collect();
+        let paragraphs: Vec<String> = text.split("\n\n").map(paragraph).collect();
         json!({ "id": id, "paragraphs": paragraphs })
     };
     ids.into_iter().map(clause).collect()
 }
 
-/// A paragraph of the specification; the lines of a list or table stay lines.
-fn paragraph_values(paragraph: &str) -> Value {
-    let is_list = paragraph.lines().any(|line| line.starts_with(['|', '-', '*']));
-    let text = if is_list { paragraph.to_owned() } else { paragraph.replace('\n', " ") };
-    json!({ "is_list": is_list, "text": text })
+/// A paragraph of the specification: its lines are one but for those of a list, a table or a formula.
+fn paragraph(text: &str) -> String {
+    let stands_alone = |line: &str| line.starts_with(['|', '-', '*']) || line.starts_with("$$");
+    let mut joined = String::new();
+    for (index, line) in text.lines().enumerate() {
+        let is_apart = stands_alone(line) || joined.lines().last().is_some_and(stands_alone);
+        joined.push_str(if index == 0 { "" } else { [" ", "\n"][usize::from(is_apart)] });
+        joined.push_str(line);
+    }
+    joined
 }
 
 /// What a script can read from the page, safe to stand between the tags of one.
