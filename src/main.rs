@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, show, verify, zoo};
+use command::{eval, offline, show, verify, zoo};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -52,6 +52,10 @@ enum Action {
     Verify(verify::Verify),
     /// Judge known-wrong implementations, each of which has to be caught and called by its name.
     Zoo(zoo::Zoo),
+    /// Write the questions to a file, for an implementation that no pipe reaches.
+    Export(offline::Export),
+    /// Judge a file of answers to the questions that `export` wrote.
+    Judge(offline::Judge),
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -93,6 +97,8 @@ fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Verify(arguments) => return verify::verify(&arguments),
         Action::Zoo(arguments) => return zoo::zoo(&arguments),
+        Action::Export(arguments) => offline::export(&arguments)?,
+        Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use grpo_oracle::conformance::{Dtype, Limits, Process, Reference, Subject, Verdict, plan, run};
+use grpo_oracle::conformance::{
+    Dtype, Limits, Process, Reference, Report, Subject, Task, Verdict, end_adapters_on_signals, plan, run,
+};
+use grpo_oracle::formula::Formula;
 use grpo_oracle::{Result, fixture};
 
 /// Who is judged, and on what.
@@ -28,6 +31,13 @@ pub(crate) struct Verify {
     dtype: Format,
     #[command(flatten)]
     patience: Patience,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+/// Which questions.
+#[derive(Args)]
+pub(crate) struct Selection {
     /// Only the formulas whose ids begin with one of these.
     #[arg(long, value_name = "ID")]
     formula: Vec<String>,
@@ -37,6 +47,22 @@ pub(crate) struct Verify {
     /// Leave out the relations: questions made of the golden ones.
     #[arg(long)]
     no_relations: bool,
+}
+
+impl Selection {
+    /// The questions about the formulas that are selected and that the subject has.
+    pub(crate) fn plan(&self, has: impl Fn(&str) -> bool) -> Result<Vec<Task>> {
+        let fixtures = match &self.fixtures {
+            Some(folder) => fixture::read_all(folder)?,
+            None => fixture::built_in()?,
+        };
+        let is_selected = |id: &str| {
+            self.formula.is_empty() || self.formula.iter().any(|start| id.starts_with(start.as_str()))
+        };
+        let formulas = fixtures.iter().map(|fixture| fixture.formula.clone());
+        let formulas: Vec<String> = formulas.filter(|id| is_selected(id) && has(id)).collect();
+        Ok(plan(&fixtures, &formulas, !self.no_relations))
+    }
 }
 
 /// How long an adapter is waited for.
@@ -70,8 +96,9 @@ enum BuiltIn {
     Reference,
 }
 
+/// A format to compute in.
 #[derive(Clone, Copy, ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     F64,
     F32,
     Bf16,
@@ -88,27 +115,31 @@ impl From<Format> for Dtype {
 }
 
 pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
+    end_adapters_on_signals();
     let mut subject: Box<dyn Subject> = match (&arguments.adapter, arguments.builtin) {
         (Some(command), _) => Box::new(Process::start(command, arguments.patience.into())?),
         (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(arguments.dtype.into())?),
     };
     let adapter = arguments.adapter.as_deref().unwrap_or("builtin");
-    let fixtures = match &arguments.fixtures {
-        Some(folder) => fixture::read_all(folder)?,
-        None => fixture::built_in()?,
-    };
-    let mut formulas = subject.hello().formulas.clone();
-    formulas.retain(|id| {
-        arguments.formula.is_empty() || arguments.formula.iter().any(|start| id.starts_with(start.as_str()))
-    });
-    let tasks = plan(&fixtures, &formulas, !arguments.no_relations);
+    let formulas = subject.hello().formulas.clone();
+    for unknown in formulas.iter().filter(|id| Formula::<f64>::find(id).is_err()) {
+        eprintln!(
+            "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
+        );
+    }
+    let tasks = arguments.selection.plan(|id| formulas.iter().any(|formula| formula == id))?;
     let report = run(subject.as_mut(), adapter, tasks, |_| {});
+    Ok(conclude(&report))
+}
+
+/// Says how a run went; its exit status.
+pub(crate) fn conclude(report: &Report) -> ExitCode {
     for (status, count) in report.counts() {
         println!("{:16}{count}", status.word());
     }
-    Ok(match report.verdict() {
+    match report.verdict() {
         Verdict::Passed => ExitCode::SUCCESS,
         Verdict::Failed => ExitCode::from(1),
         Verdict::Incomplete => ExitCode::from(3),
-    })
+    }
 }
