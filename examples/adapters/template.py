@@ -7,7 +7,7 @@ no others; `grpo-oracle explain advantage.group_norm` shows what a formula takes
 says what is right input; leave it out and the refusals are your own.
 """
 
-from math import exp, sqrt
+from math import exp, inf, sqrt
 
 from adapter import Unsupported, formula, gradient, serve
 
@@ -38,7 +38,7 @@ def clip(logp: "BT", logp_old: "BT", advantages: "B|BT", response_mask: "mask BT
     def loss(i, t):
         if not response_mask[i][t]:
             return 0.0  # whatever stands in a masked slot is not read
-        ratio, a = exp(logp[i][t] - logp_old[i][t]), advantage(advantages, i, t)
+        ratio, a = likelier(logp[i][t], logp_old[i][t]), advantage(advantages, i, t)
         return -min(ratio * a, min(max(ratio, 1 - clip_ratio_low), 1 + clip_ratio_high) * a)
 
     return {"loss": [[loss(i, t) for t in range(len(row))] for i, row in enumerate(logp)]}
@@ -51,11 +51,16 @@ def clip_gradient(logp, logp_old, advantages, response_mask, *, clip_ratio_low=0
     def slope(i, t):
         if not response_mask[i][t]:
             return 0.0
-        ratio, a = exp(logp[i][t] - logp_old[i][t]), advantage(advantages, i, t)
+        ratio, a = likelier(logp[i][t], logp_old[i][t]), advantage(advantages, i, t)
         flat = ratio > 1 + clip_ratio_high if a > 0 else ratio < 1 - clip_ratio_low
         return 0.0 if flat else -ratio * a
 
     return {"logp": [[slope(i, t) for t in range(len(row))] for i, row in enumerate(logp)]}
+
+
+def likelier(logp, logp_old):
+    """The ratio of both probabilities; infinite where Python's own exponential would raise."""
+    return exp(logp - logp_old) if logp - logp_old < 709 else inf
 
 
 def advantage(advantages, i, t):

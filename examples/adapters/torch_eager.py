@@ -296,6 +296,15 @@ def per_token(advantages, logp):
     return (advantages if advantages.dim() == 2 else advantages[:, None].expand_as(logp)).detach()
 
 
+def flowing(x, flat):
+    """The same numbers, without gradient where the loss is flat: there 0 times an infinite ratio would be NaN."""
+    return torch.where(flat, x.detach(), x)
+
+
+def is_clipped(ratio, a, low, high):
+    return ((a > 0) & (ratio > 1 + high)) | ((a < 0) & (ratio < 1 - low))
+
+
 def emptied(mask, *arrays):
     return [array.masked_fill(~mask.bool(), 0) for array in arrays]
 
@@ -324,7 +333,7 @@ def policy_metrics(
     logp, logp_old, a = emptied(response_mask, logp.detach(), logp_old.detach(), per_token(advantages, logp))
     drift = within(logp - logp_old, log_ratio_clamp)
     ratio = drift.exp()
-    clipped = ((a > 0) & (ratio > 1 + clip_ratio_high)) | ((a < 0) & (ratio < 1 - clip_ratio_low))
+    clipped = is_clipped(ratio, a, clip_ratio_low, clip_ratio_high)
     loss = -torch.min(ratio * a, ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high) * a)
     lowered = (a < 0) & (loss > -clip_ratio_c * a) if clip_ratio_c else torch.zeros_like(clipped)
     shares = {"clip_fraction": clipped.to(a), "clip_fraction_lower": lowered.to(a), "ppo_kl": -drift}
@@ -339,7 +348,9 @@ def clip(
 ):
     given = (logp, logp_old, advantages, response_mask)
     logp, logp_old, a = emptied(response_mask, logp, logp_old, per_token(advantages, logp))
-    ratio = ratio_of(logp, logp_old, log_ratio_clamp)
+    ratio = ratio_of(logp, logp_old, log_ratio_clamp).detach()
+    flat = is_clipped(ratio, a, clip_ratio_low, clip_ratio_high)
+    ratio = ratio_of(flowing(logp, flat), logp_old, log_ratio_clamp)
     loss = -torch.min(ratio * a, ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high) * a)
     if clip_ratio_c is not None:
         lower = -clip_ratio_c * a
@@ -377,9 +388,9 @@ def gspo(
     if importance_sampling_level == "sequence_token":
         drift = drift.detach() + logp - logp.detach()
     drift = (drift if log_ratio_max is None else drift.clamp(max=log_ratio_max)).expand_as(logp)
-    ratio = drift.exp()
+    clipped = is_clipped(drift.detach().exp(), a, clip_ratio_low, clip_ratio_high)
+    ratio = flowing(drift, clipped).exp()
     loss = -torch.min(ratio * a, ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high) * a)
-    clipped = ((a > 0) & (ratio > 1 + clip_ratio_high)) | ((a < 0) & (ratio < 1 - clip_ratio_low))
     by_sequence = ratio[:, 0] if logp.shape[1] else torch.ones(len(logp), dtype=logp.dtype)
     return {
         "loss": loss.masked_fill(~mask, 0),
@@ -414,6 +425,12 @@ def gmpo(
     return {"loss": -a * (gain.sum(1) / mask.sum(1).clamp(min=1)).exp()}
 
 
+def sigmoid(x):
+    """That of torch, but for its gradient, which torch takes as s (1 - s): nothing is left of it where s is nearly 1."""
+    small = torch.where(x >= 0, -x, x).exp()
+    return torch.where(x >= 0, torch.ones_like(x), small) / (1 + small)
+
+
 @formula("objective.sapo")
 def sapo(
     logp: "BT", logp_old: "BT", advantages: "B|BT", response_mask: "mask BT", *,
@@ -421,7 +438,7 @@ def sapo(
 ):
     logp, logp_old, a = emptied(response_mask, logp, logp_old, per_token(advantages, logp))
     tau = torch.where(a > 0, torch.full_like(a, tau_pos), torch.full_like(a, tau_neg))
-    return {"loss": -torch.sigmoid(tau * (ratio_of(logp, logp_old, log_ratio_clamp) - 1)) * 4 / tau * a}
+    return {"loss": -sigmoid(tau * (ratio_of(logp, logp_old, log_ratio_clamp) - 1)) * 4 / tau * a}
 
 
 # KL -------------------------------------------------------------------------------------------------------------------
