@@ -110,7 +110,7 @@ pub enum Error {
         what: String,
     },
     /// An adapter cannot be started, or does not speak the protocol.
-    #[error("the adapter `{command}` {problem}")]
+    #[error("`{command}`: {problem}")]
     Adapter {
         /// Its command line.
         command: String,

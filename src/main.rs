@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, extract, identify, show, verify};
+use command::{eval, extract, identify, offline, report, show, verify};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -70,6 +70,15 @@ enum Action {
         #[arg(long, value_name = "FOLDER")]
         fixtures: Option<PathBuf>,
     },
+    /// Show what a run found, from the file that `verify --jsonl` wrote, and write the other reports from it.
+    Report(report::Show),
+    /// Show what changed between two runs, from the files that `verify --jsonl` wrote.
+    #[command(after_help = "Exit status: 0 nothing got worse; 1 something did; 2 wrong usage.")]
+    Diff(report::Compare),
+    /// Write the questions to a file, for an implementation that no pipe reaches.
+    Export(offline::Export),
+    /// Judge a file of answers to the questions that `export` wrote.
+    Judge(offline::Judge),
     /// Write or check the golden fixtures.
     Fixtures {
         #[command(subcommand)]
@@ -114,6 +123,10 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Extract { formula, case, python, fixtures } => {
             extract::extract(&formula, &case, python, fixtures.as_deref())?
         }
+        Action::Report(arguments) => return report::show(&arguments),
+        Action::Diff(arguments) => return report::compare(&arguments),
+        Action::Export(arguments) => offline::export(&arguments)?,
+        Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Fixtures { action: FixtureAction::Generate { folder } } => {
             let files = fixture::generate(&folder)?;
             format!("wrote {} fixture files under {}\n", files.len(), folder.display())

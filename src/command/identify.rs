@@ -9,7 +9,7 @@ use grpo_oracle::formula::Formula;
 use grpo_oracle::{Error, Result};
 use serde_json::Value;
 
-use super::subject::Who;
+use super::verify::{Golden, Who};
 
 /// So many differences fit into a line that is read.
 const MOST: usize = 4;
@@ -19,25 +19,33 @@ const MOST: usize = 4;
 pub(crate) struct Identify {
     #[command(flatten)]
     who: Who,
+    #[command(flatten)]
+    golden: Golden,
     /// Write JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn identify(arguments: &Identify) -> Result<ExitCode> {
-    let who = &arguments.who;
-    let mut subject = who.subject()?;
-    let formulas = who.formulas(subject.as_ref())?;
+    let mut subject = arguments.who.subject()?;
+    let has = &subject.hello().formulas;
+    let rows = Formula::<f64>::all().filter(|row| arguments.golden.has(row.id));
+    let formulas: Vec<String> =
+        rows.map(|row| row.id.to_owned()).filter(|id| has.iter().any(|formula| formula == id)).collect();
     if formulas.is_empty() {
-        return Err(Error::option("formula", "has nothing in common with what the implementation has"));
+        return Err(Error::option(
+            "formula",
+            "selects nothing that the implementation has; `grpo-oracle list` shows all",
+        ));
     }
     let mut out = std::io::stdout();
     // Whoever does not listen any more is not told more, and the exit status stands.
-    let identification = conformance::identify(subject.as_mut(), &who.fixtures()?, &formulas, |one| {
-        if !arguments.json {
-            let _ = out.write_all(block(one).as_bytes());
-        }
-    })?;
+    let identification =
+        conformance::identify(subject.as_mut(), &arguments.golden.fixtures()?, &formulas, |one| {
+            if !arguments.json {
+                let _ = out.write_all(block(one).as_bytes());
+            }
+        })?;
     let end =
         if arguments.json { format!("{}\n", identification.to_json()) } else { ranking(&identification) };
     let _ = std::io::stdout().write_all(end.as_bytes());

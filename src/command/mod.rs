@@ -3,6 +3,7 @@
 pub(crate) mod eval;
 pub(crate) mod extract;
 pub(crate) mod identify;
+pub(crate) mod offline;
+pub(crate) mod report;
 pub(crate) mod show;
-mod subject;
 pub(crate) mod verify;

@@ -1,35 +1,178 @@
 //! `verify`: an implementation judged on the golden cases.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Args;
-use grpo_oracle::Result;
-use grpo_oracle::conformance::{Verdict, plan, run};
+use clap::{Args, ValueEnum};
+use grpo_oracle::conformance::{
+    Dtype, Limits, Process, Reference, Subject, Task, end_adapters_on_signals, plan,
+};
+use grpo_oracle::fixture::Fixture;
+use grpo_oracle::formula::Formula;
+use grpo_oracle::{Result, fixture};
 
-use super::subject::Who;
+use super::report::{ReportFiles, judged};
 
 /// Who is judged, and on what.
 #[derive(Args)]
 pub(crate) struct Verify {
     #[command(flatten)]
     who: Who,
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    reports: ReportFiles,
+}
+
+/// Who is asked.
+#[derive(Args)]
+pub(crate) struct Who {
+    /// The command line of the adapter to ask, such as "python my.py". No shell runs it.
+    #[arg(long, value_name = "COMMAND", required_unless_present = "builtin", conflicts_with = "builtin")]
+    adapter: Option<String>,
+    /// Ask an implementation of this package instead of an adapter.
+    #[arg(long, value_name = "NAME")]
+    builtin: Option<BuiltIn>,
+    /// The format that the built-in implementation computes in.
+    #[arg(
+        long,
+        value_name = "DTYPE",
+        default_value = "f64",
+        requires = "builtin",
+        conflicts_with = "adapter"
+    )]
+    dtype: Format,
+    #[command(flatten)]
+    patience: Patience,
+}
+
+impl Who {
+    /// The subject, started; a formula that it names and nobody knows is warned of.
+    pub(crate) fn subject(&self) -> Result<Box<dyn Subject>> {
+        end_adapters_on_signals();
+        let subject: Box<dyn Subject> = match (&self.adapter, self.builtin) {
+            (Some(command), _) => Box::new(Process::start(command, self.patience.into())?),
+            (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(self.dtype.into())?),
+        };
+        for unknown in subject.hello().formulas.iter().filter(|id| Formula::<f64>::find(id).is_err()) {
+            eprintln!(
+                "warning: the adapter names the formula `{unknown}`, which is none; `grpo-oracle list` shows all"
+            );
+        }
+        Ok(subject)
+    }
+
+    /// How it was named.
+    pub(crate) fn name(&self) -> &str {
+        self.adapter.as_deref().unwrap_or("builtin")
+    }
+}
+
+/// Which golden cases.
+#[derive(Args)]
+pub(crate) struct Golden {
+    /// Only the formulas whose ids begin with one of these.
+    #[arg(long, value_name = "ID")]
+    formula: Vec<String>,
+    /// The folder of the fixtures, instead of those that were built in.
+    #[arg(long, value_name = "FOLDER")]
+    fixtures: Option<PathBuf>,
+}
+
+impl Golden {
+    /// All of them.
+    pub(crate) fn fixtures(&self) -> Result<Vec<Fixture>> {
+        match &self.fixtures {
+            Some(folder) => fixture::read_all(folder),
+            None => fixture::built_in(),
+        }
+    }
+
+    /// Whether the formula's are among them.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.formula.is_empty() || self.formula.iter().any(|start| id.starts_with(start.as_str()))
+    }
+}
+
+/// Which questions.
+#[derive(Args)]
+pub(crate) struct Selection {
+    #[command(flatten)]
+    golden: Golden,
     /// Leave out the relations: questions made of the golden ones.
     #[arg(long)]
     no_relations: bool,
 }
 
-pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
-    let who = &arguments.who;
-    let mut subject = who.subject()?;
-    let formulas = who.formulas(subject.as_ref())?;
-    let tasks = plan(&who.fixtures()?, &formulas, !arguments.no_relations);
-    let report = run(subject.as_mut(), who.name(), tasks, |_| {});
-    for (status, count) in report.counts() {
-        println!("{:16}{count}", status.word());
+impl Selection {
+    /// The golden cases.
+    pub(crate) fn fixtures(&self) -> Result<Vec<Fixture>> {
+        self.golden.fixtures()
     }
-    Ok(match report.verdict() {
-        Verdict::Passed => ExitCode::SUCCESS,
-        Verdict::Failed => ExitCode::from(1),
-        Verdict::Incomplete => ExitCode::from(3),
-    })
+
+    /// The questions about the formulas that are selected and that the subject has.
+    pub(crate) fn plan(&self, fixtures: &[Fixture], has: impl Fn(&str) -> bool) -> Vec<Task> {
+        let formulas = fixtures.iter().map(|fixture| fixture.formula.clone());
+        let formulas: Vec<String> = formulas.filter(|id| self.golden.has(id) && has(id)).collect();
+        plan(fixtures, &formulas, !self.no_relations)
+    }
+}
+
+/// How long an adapter is waited for.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Patience {
+    /// How many seconds the adapter may take for an answer.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    timeout: Duration,
+    /// How many seconds the adapter may take to start and say hello.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    hello_timeout: Duration,
+    /// How many times the adapter is started again before it answers a question again.
+    #[arg(long, value_name = "COUNT", default_value = "10")]
+    restarts: usize,
+}
+
+impl From<Patience> for Limits {
+    fn from(patience: Patience) -> Self {
+        Self { answer: patience.timeout, hello: patience.hello_timeout, restarts: patience.restarts }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= 1e6);
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds above 0".to_owned())
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BuiltIn {
+    /// The ndarray reference.
+    Reference,
+}
+
+/// A format to compute in.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Format {
+    F64,
+    F32,
+    Bf16,
+}
+
+impl From<Format> for Dtype {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::F64 => Self::F64,
+            Format::F32 => Self::F32,
+            Format::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+pub(crate) fn verify(arguments: &Verify) -> Result<ExitCode> {
+    arguments.reports.clear(None)?;
+    let mut subject = arguments.who.subject()?;
+    let formulas = subject.hello().formulas.clone();
+    let fixtures = arguments.selection.fixtures()?;
+    let tasks = arguments.selection.plan(&fixtures, |id| formulas.iter().any(|formula| formula == id));
+    judged(subject.as_mut(), arguments.who.name(), tasks, &fixtures, &arguments.reports)
 }

@@ -1,13 +1,14 @@
 //! One question, one answer, one verdict.
 
 use super::{Dtype, Fault, Reply, Request, Subject, Worst, is_applicable, worst};
-use crate::evaluate::{Question, differentiable};
+use crate::evaluate::{Evaluation, Question, differentiable};
 use crate::fixture::{Case, Expected, RivalAnswer};
 use crate::formula::Formula;
-use crate::value::Array;
+use crate::value::{Array, Named};
 
 /// How a question went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// The answer is right.
     Pass,
@@ -127,7 +128,7 @@ pub struct Outcome {
     pub task: Task,
     /// How it went.
     pub status: Status,
-    /// Why, in a sentence; empty where it passed.
+    /// Why, in a sentence. Empty where it passed, unless the subject did not give everything that was wanted.
     pub message: String,
     /// What a failure looks like, the most telling first.
     pub diagnosis: Vec<String>,
@@ -175,37 +176,53 @@ pub fn judge(task: Task, dtype: Dtype, reply: Result<Reply, Fault>) -> Outcome {
             outcome(task, Status::Fail, problem)
         }
         (Ok(Reply::Answer(got)), Expected::Answer(expected)) => {
-            let values = expected.outputs.iter().map(|(name, array)| (name.clone(), array));
-            let gradients = expected.gradients.iter().map(|(name, array)| (format!("grad:{name}"), array));
-            let (mut judged, mut wrong) = (Vec::new(), Vec::new());
-            for (name, expected_array) in values.chain(gradients) {
-                let (Some(bound), Some(got)) = (expected.bounds.get(&name), got.get(&name)) else {
-                    // A subject in this process need not have passed the reading of answers.
-                    wrong.push(format!("`{name}` is missing"));
-                    continue;
-                };
-                let worst = worst(expected_array.reals(), bound.reals(), got.reals(), dtype);
-                let (expected, bound, got) = (expected_array.clone(), bound.clone(), got.clone());
-                judged.push(Judged { name, expected, bound, got, worst });
-            }
-            wrong.extend(judged.iter().filter(|judged| !judged.is_right()).map(|judged| {
-                if judged.expected.shape == judged.got.shape {
-                    let worst = judged.worst.as_ref().map(ToString::to_string).unwrap_or_default();
-                    format!("`{}` {worst}", judged.name)
-                } else {
-                    let (wanted, got) = (&judged.expected.shape, &judged.got.shape);
-                    format!("`{}` has the shape {got:?} where {wanted:?} is expected", judged.name)
-                }
-            }));
-            let message = wrong.join("; ");
-            let status = if message.is_empty() { Status::Pass } else { Status::Fail };
+            let (status, message, judged) = compared(&task, dtype, &got, expected);
             Outcome { judged, ..outcome(task, status, message) }
         }
     }
 }
 
+/// Judges an answer that is not an error, where none is expected.
+fn compared(task: &Task, dtype: Dtype, got: &Named, expected: &Evaluation) -> (Status, String, Vec<Judged>) {
+    let values = expected.outputs.iter().map(|(name, array)| (name.clone(), array));
+    let gradients = expected.gradients.iter().map(|(name, array)| (format!("grad:{name}"), array));
+    let judged = values.chain(gradients).filter_map(|(name, expected_array)| {
+        let (bound, got) = (expected.bounds.get(&name)?.clone(), got.get(&name)?.clone());
+        let worst = worst(expected_array.reals(), bound.reals(), got.reals(), dtype);
+        Some(Judged { name, expected: expected_array.clone(), bound, got, worst })
+    });
+    let judged: Vec<Judged> = judged.collect();
+    let wrong: Vec<String> = judged.iter().filter(|judged| !judged.is_right()).map(wrong).collect();
+    let missing: Vec<String> = task
+        .want()
+        .into_iter()
+        .filter(|name| !got.contains_key(name))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let missing =
+        if missing.is_empty() { String::new() } else { format!("not given: {}", missing.join(", ")) };
+    // A formula is its first output: an answer without it has not been judged, however right the rest is.
+    let first = Formula::<f64>::find(&task.formula).ok().and_then(|row| row.outputs.first());
+    let has_first = first.is_none_or(|output| got.contains_key(output.name));
+    match (wrong.is_empty(), has_first) {
+        (false, _) => (Status::Fail, wrong.join("; "), judged),
+        (true, true) => (Status::Pass, missing, judged),
+        (true, false) => (Status::Unsupported, missing, judged),
+    }
+}
+
+/// What is wrong with an output or gradient, in a sentence.
+fn wrong(judged: &Judged) -> String {
+    if judged.expected.shape == judged.got.shape {
+        let worst = judged.worst.as_ref().map(ToString::to_string).unwrap_or_default();
+        return format!("`{}` {worst}", judged.name);
+    }
+    let (wanted, got) = (&judged.expected.shape, &judged.got.shape);
+    format!("`{}` has the shape {got:?} where {wanted:?} is expected", judged.name)
+}
+
 /// Why the question decides nothing in this format, if it does not.
-fn not_applicable(task: &Task, dtype: Dtype) -> Option<String> {
+pub(super) fn not_applicable(task: &Task, dtype: Dtype) -> Option<String> {
     let texts_only = task.exact_in.is_empty();
     if !texts_only && !task.exact_in.iter().any(|format| format == dtype.name()) {
         return Some(format!("{} does not represent the inputs", dtype.name()));

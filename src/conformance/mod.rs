@@ -3,17 +3,19 @@
 mod diagnosis;
 mod identify;
 mod judge;
+mod offline;
 mod process;
 mod protocol;
 mod relation;
-mod report;
+pub mod report;
 mod run;
 mod subject;
 mod tolerance;
 
 pub use identify::{Difference, Finding, Fit, Identification, Identified, Setting, Told, identify};
 pub use judge::{Judged, Outcome, Status, Task, judge};
-pub use process::{LONGEST_LINE, Limits, Line, Lines, Process};
+pub use offline::{Answers, export};
+pub use process::{LONGEST_LINE, Limits, Line, Lines, Process, end_adapters_on_signals};
 pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use report::{Report, Verdict};
 pub use run::{find, plan, run};

@@ -39,7 +39,7 @@ pub struct Request<'a> {
 /// What an adapter answers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// Everything that was wanted, by name.
+    /// What was wanted, by name; what the adapter gives `null` for is left out.
     Answer(Named),
     /// An error, as the formula may have it.
     Error {
@@ -62,7 +62,9 @@ impl Hello {
         check_id(line, id)?;
         match line.get("ok") {
             Some(ok) if line.len() == 2 => Self::from_json(ok),
-            _ => Err(format!("answers hello with {} where `ok` is needed", plain(&json.to_string(), 200))),
+            _ => {
+                Err(format!("the answer to hello is {} where `ok` is needed", plain(&json.to_string(), 200)))
+            }
         }
     }
 
@@ -74,21 +76,20 @@ impl Hello {
         let fields = &["protocol", "name", "version", "language", "dtype", "formulas"];
         let hello = object(json, "the answer to hello", fields)?;
         if hello.get("protocol") != Some(&json!(PROTOCOL)) {
-            let got = hello.get("protocol").unwrap_or(&Value::Null);
-            return Err(format!("hello has the protocol {got}; this judge speaks {PROTOCOL}"));
+            let got = plain(&hello.get("protocol").unwrap_or(&Value::Null).to_string(), 40);
+            return Err(format!("the answer to hello has the protocol {got}; this judge speaks {PROTOCOL}"));
         }
         let text = |name: &str| match hello.get(name) {
             Some(Value::String(text)) => Ok(plain(text, 200)),
-            _ => Err(format!("hello lacks the text `{name}`")),
+            _ => Err(format!("the answer to hello lacks the text `{name}`")),
         };
         let dtype = text("dtype")?;
-        let dtype = Dtype::ALL
-            .into_iter()
-            .find(|known| known.name() == dtype)
-            .ok_or_else(|| format!("hello has the dtype `{dtype}`; there are f64, f32 and bf16"))?;
+        let dtype = Dtype::ALL.into_iter().find(|known| known.name() == dtype).ok_or_else(|| {
+            format!("the answer to hello has the dtype `{dtype}`; there are f64, f32 and bf16")
+        })?;
         let formulas = hello.get("formulas").and_then(Value::as_array);
         let formulas = formulas.and_then(|ids| ids.iter().map(|id| id.as_str().map(str::to_owned)).collect());
-        let formulas = formulas.ok_or("hello lacks `formulas`, a list of ids")?;
+        let formulas = formulas.ok_or("the answer to hello lacks `formulas`, a list of ids")?;
         Ok(Self {
             name: text("name")?,
             version: text("version")?,
@@ -171,22 +172,26 @@ pub(super) fn plain(text: &str, longest: usize) -> String {
     plain.trim().to_owned()
 }
 
-/// Exactly the arrays that were wanted.
+/// The arrays that were wanted, and no others. One that the adapter does not have is `null`, and is left out here.
 fn answer(json: &Value, want: &[String]) -> Result<Named, String> {
     let names: Vec<&str> = want.iter().map(String::as_str).collect();
     let ok = object(json, "`ok`", &names)?;
-    let array = |name: &String| {
-        let json = ok.get(name).ok_or_else(|| format!("`ok` lacks `{name}`, which was wanted"))?;
-        let array = Array::from_json(name, Kind::Real, json).map_err(|error| error.to_string())?;
-        Ok((name.clone(), array))
+    let array = |name: &String| match ok.get(name) {
+        None => Some(Err(format!("`ok` lacks `{name}`, which was wanted; null says that there is none"))),
+        Some(Value::Null) => None,
+        Some(json) => {
+            let array = Array::from_json(name, Kind::Real, json);
+            let array = array.map_err(|error| plain(&error.to_string(), 300));
+            Some(array.map(|array| (name.clone(), array)))
+        }
     };
-    want.iter().map(array).collect()
+    want.iter().filter_map(array).collect()
 }
 
 fn object<'a>(json: &'a Value, what: &str, fields: &[&str]) -> Result<&'a Map<String, Value>, String> {
     let Value::Object(object) = json else { return Err(format!("{what} is not an object")) };
     match object.keys().find(|key| !fields.contains(&key.as_str())) {
-        Some(unknown) => Err(format!("{what} has the unknown field `{unknown}`")),
+        Some(unknown) => Err(format!("{what} has the unknown field `{}`", plain(unknown, 80))),
         None => Ok(object),
     }
 }

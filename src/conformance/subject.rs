@@ -27,7 +27,7 @@ pub enum Fault {
     #[error("{0}")]
     Died(String),
     /// It said nothing for so long.
-    #[error("did not answer within {:.1} s", .0.as_secs_f64())]
+    #[error("the adapter did not answer within {:.1} s", .0.as_secs_f64())]
     Hung(Duration),
     /// What it said is not an answer.
     #[error("{0}")]

@@ -79,11 +79,16 @@ impl fmt::Display for Worst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, expected, got, tolerance, excess } = self;
         let error = (got - expected).abs();
-        write!(
-            f,
-            "entry {index} is {got} where {expected} is expected: off by {error:e}, allowed {tolerance:e}"
-        )?;
-        if excess.is_finite() { write!(f, " ({excess:.2} times that)") } else { Ok(()) }
+        write!(f, "entry {index} is {got} where {expected} is expected")?;
+        if *tolerance == 0.0 {
+            return write!(f, " exactly");
+        }
+        write!(f, ": off by {error:.2e}, allowed {tolerance:.2e}")?;
+        match excess {
+            excess if *excess < 1e4 => write!(f, " ({excess:.2} times that)"),
+            excess if excess.is_finite() => write!(f, " ({excess:.1e} times that)"),
+            _ => Ok(()),
+        }
     }
 }
 

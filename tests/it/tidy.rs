@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("convention", &["error", "formula"]),
     // Judging stands on the table, training on the mirror.
     ("fixture", &["error", "options", "value", "formula", "evaluate", "conformance"]),
-    ("conformance", &["error", "options", "value", "formula", "convention", "evaluate", "fixture"]),
+    ("conformance", &["error", "options", "value", "formula", "convention", "evaluate", "fixture", "spec"]),
     ("llm", &["error", "torch", "options"]),
     ("train", &["error", "torch", "options", "llm"]),
 ];

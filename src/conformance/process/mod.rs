@@ -6,15 +6,18 @@ mod lines;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+pub use child::end_adapters_on_signals;
 use child::{Heard, Running};
 use serde_json::{Value, json};
 
 pub use self::lines::{Line, Lines};
+use super::protocol::plain;
 use super::{Fault, Hello, PROTOCOL, Reply, Request, Subject};
 use crate::{Error, Result};
 
 /// The longest line that an adapter may print, in bytes; a longer one is no answer and is not held.
 pub const LONGEST_LINE: usize = 8 << 20;
+const MID_LINE: &str = "closed its output";
 /// How long an adapter may take to end once it is told that no question will come.
 const PARTING: Duration = Duration::from_secs(2);
 
@@ -54,17 +57,16 @@ impl Process {
     /// `adapter` if the command line cannot be split or run, or if the program does not answer `hello` as it must.
     pub fn start(command: &str, limits: Limits) -> Result<Self> {
         let wrong = |problem: String| Error::Adapter { command: command.to_owned(), problem };
-        let words = shlex::split(command)
-            .ok_or_else(|| wrong("has a quote that is not closed or ends in a backslash".to_owned()))?;
+        let words = shlex::split(command).ok_or_else(|| {
+            wrong("the command line has a quote that is not closed or ends in a backslash".to_owned())
+        })?;
         let Some((program, arguments)) = words.split_first() else {
-            return Err(wrong("is empty; give the command that starts the adapter".to_owned()));
+            return Err(wrong(
+                "the command line is empty; give what starts the adapter, such as \"python my.py\""
+                    .to_owned(),
+            ));
         };
-        let (mut running, hello) =
-            greet(program, arguments, limits.hello, 0).map_err(|fault| wrong(fault.to_string()))?;
-        if let Some(twice) = twice(&hello.formulas) {
-            running.kill();
-            return Err(wrong(format!("says hello with the formula `{twice}` twice")));
-        }
+        let (running, hello) = greet(program, arguments, limits.hello, 0).map_err(wrong)?;
         Ok(Self {
             program: program.clone(),
             arguments: arguments.to_vec(),
@@ -91,9 +93,9 @@ impl Process {
         self.garbled.clear();
         let id = self.next_id();
         let (running, hello) = greet(&self.program, &self.arguments, self.limits.hello, id)
-            .map_err(|fault| Fault::Died(format!("cannot be started again: it {fault}")))?;
+            .map_err(|problem| Fault::Died(format!("the adapter was started again: {problem}")))?;
         if hello != self.hello {
-            let problem = "cannot be started again: its answer to hello is another one than at first";
+            let problem = "the adapter was started again: its answer to hello is another one than at first";
             return Err(Fault::Died(problem.to_owned()));
         }
         Ok(running)
@@ -103,15 +105,15 @@ impl Process {
         let mut running = self.running()?;
         let id = self.next_id();
         if !running.say(request.to_json(id).to_string()) {
-            return Err(Fault::Died(running.obituary("does not read its input")));
+            return Err(Fault::Died(running.obituary("does not read its input", "")));
         }
         let until = Instant::now() + self.limits.answer;
         loop {
             let reply = match running.hear(until) {
                 Heard::Silence => return Err(Fault::Hung(self.limits.answer)),
-                Heard::Gone(what) => return Err(Fault::Died(running.obituary(what))),
+                Heard::Gone(what) => return Err(Fault::Died(running.obituary(what, ""))),
                 Heard::Line(Line::Cut(_)) => {
-                    return Err(Fault::Died(running.obituary("stopped in the middle of a line")));
+                    return Err(Fault::Died(running.obituary(MID_LINE, " in the middle of a line")));
                 }
                 Heard::Line(line) => match json_of(line) {
                     Ok(json) if self.is_late(&json) => continue,
@@ -151,7 +153,7 @@ impl Subject for Process {
         if self.failures > self.limits.restarts {
             let (failures, last) = (self.failures, &self.last_failure);
             return Err(Fault::Died(format!(
-                "was not asked: the adapter failed {failures} times without an answer in between, the last time: it {last}"
+                "not asked, since the adapter failed {failures} times without an answer in between; the last time: {last}"
             )));
         }
         let reply = self.put(request);
@@ -177,27 +179,30 @@ impl Drop for Process {
     }
 }
 
-/// Starts the adapter and asks what it is.
+/// Starts the adapter and asks what it is. What goes wrong is said in a sentence.
 fn greet(
     program: &str,
     arguments: &[String],
     patience: Duration,
     id: u64,
-) -> Result<(Running, Hello), Fault> {
-    let mut running = Running::start(program, arguments)
-        .map_err(|problem| Fault::Died(format!("cannot be started: {problem}")))?;
-    let died = |running: &mut Running, what| {
-        let problem = format!("{} before it answered hello", running.obituary(what));
-        Err(Fault::Died(problem))
-    };
+) -> Result<(Running, Hello), String> {
+    let mut running = Running::start(program, arguments).map_err(|problem| {
+        format!("`{program}` cannot be run: {problem}; is it installed, and the path right?")
+    })?;
     running.say(json!({ "id": id, "cmd": "hello", "protocol": PROTOCOL }).to_string());
     match running.hear(Instant::now() + patience) {
-        Heard::Silence => Err(Fault::Hung(patience)),
-        Heard::Gone(what) => died(&mut running, what),
-        Heard::Line(Line::Cut(_)) => died(&mut running, "stopped in the middle of a line"),
+        Heard::Silence => Err(format!(
+            "the adapter did not answer hello within {:.1} s; it must flush its output after each line",
+            patience.as_secs_f64()
+        )),
+        Heard::Gone(what) => Err(running.obituary(what, " before it answered hello")),
+        Heard::Line(Line::Cut(_)) => Err(running.obituary(MID_LINE, " in the middle of its answer to hello")),
         Heard::Line(line) => {
-            let hello = json_of(line).and_then(|json| Hello::from_line(&json, id)).map_err(Fault::Garbled)?;
-            Ok((running, hello))
+            let hello = json_of(line).and_then(|json| Hello::from_line(&json, id))?;
+            match twice(&hello.formulas) {
+                None => Ok((running, hello)),
+                Some(id) => Err(format!("the answer to hello has the formula `{}` twice", plain(id, 80))),
+            }
         }
     }
 }
@@ -208,7 +213,9 @@ fn json_of(line: Line) -> Result<Value, String> {
         Line::Whole(bytes) | Line::Cut(bytes) => bytes,
         Line::TooLong(start) => {
             let start = shown(&start);
-            return Err(format!("printed a line of more than {LONGEST_LINE} bytes, which begins: {start}"));
+            return Err(format!(
+                "the adapter printed a line of more than {LONGEST_LINE} bytes, which begins: {start}"
+            ));
         }
     };
     serde_json::from_slice(&bytes).map_err(|problem| {
@@ -218,13 +225,13 @@ fn json_of(line: Line) -> Result<Value, String> {
             } else {
                 "; print answers alone to stdout, and everything else to stderr"
             };
-        format!("printed a line that is not JSON ({problem}): {}{hint}", shown(&bytes))
+        format!("the adapter printed a line that is not JSON ({problem}): {}{hint}", shown(&bytes))
     })
 }
 
 /// What an adapter printed, fit to be shown: not long, and without control characters.
 fn shown(bytes: &[u8]) -> String {
-    super::protocol::plain(&String::from_utf8_lossy(&bytes[..bytes.len().min(800)]), 200)
+    plain(&String::from_utf8_lossy(&bytes[..bytes.len().min(800)]), 200)
 }
 
 fn twice(ids: &[String]) -> Option<&String> {

@@ -1,8 +1,24 @@
-//! What a run found.
+//! What a run found, and how it is told: a table, JSON lines, JUnit, a page, a badge, and what changed since another run.
+
+mod badge;
+mod diff;
+mod html;
+mod junit;
+mod lines;
+mod record;
+mod table;
 
 use std::collections::BTreeMap;
 
 use super::{Hello, Outcome, Status};
+
+pub use badge::badge;
+pub use diff::{Change, Diff, Kind, diff};
+pub use html::html;
+pub use junit::junit;
+pub use lines::{LinesFile, clear, read, replace};
+pub use record::{Compared, Detail, Entry, Header, Plain, Record};
+pub use table::{diff_table, table, verdict_line};
 
 /// A run, finished or not.
 #[derive(Debug, Clone)]
@@ -46,12 +62,27 @@ impl Report {
 
     /// What the run says of the subject. A run that was cut short has not passed.
     pub fn verdict(&self) -> Verdict {
-        let count = self.counts();
-        if count[&Status::Fail] > 0 {
-            return Verdict::Failed;
-        }
-        let is_complete = self.seconds.is_some() && self.outcomes.len() == self.planned;
-        let is_answered = count[&Status::Error] + count[&Status::Hang] == 0 && count[&Status::Pass] > 0;
-        if is_complete && is_answered { Verdict::Passed } else { Verdict::Incomplete }
+        verdict(&self.counts(), self.seconds.is_some() && self.outcomes.len() == self.planned)
     }
+}
+
+impl Verdict {
+    /// The word that reports use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
+/// The one place that decides what is green.
+fn verdict(counts: &BTreeMap<Status, usize>, is_complete: bool) -> Verdict {
+    let count = |status| counts.get(&status).copied().unwrap_or(0);
+    if count(Status::Fail) > 0 {
+        return Verdict::Failed;
+    }
+    let is_answered = count(Status::Error) + count(Status::Hang) == 0 && count(Status::Pass) > 0;
+    if is_complete && is_answered { Verdict::Passed } else { Verdict::Incomplete }
 }
