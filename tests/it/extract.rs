@@ -47,9 +47,9 @@ fn shows_a_case() {
 
 #[test]
 fn an_unknown_case_is_refused_with_the_nearest() {
-    let (code, _, said) = extract(&["kl.estimate", "near-k"]);
+    let (code, _, said) = extract(&["kl.estimate", "nearr-k1"]);
     assert_eq!(code, Some(2));
-    assert_eq!(said, "error: option `case`: `near-k` is no case of kl.estimate; did you mean `near-k1`?\n");
+    assert_eq!(said, "error: option `case`: `nearr-k1` is no case of kl.estimate; did you mean `near-k1`?\n");
     assert!(extract(&["kl.estimat", "near-k1"]).2.contains("did you mean `kl.estimate`?"));
     assert!(extract(&["kl.estimate", "near-k1~upside-down"]).2.contains("is no case of kl.estimate"));
 }

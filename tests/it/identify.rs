@@ -273,5 +273,5 @@ fn is_a_command() {
     );
     assert_eq!(json["formulas"][0]["finding"], "found");
     let (code, text) = command(&["--formula", "kl.estimat3"]);
-    assert_eq!((code, text.contains("did you mean `kl.estimate`?")), (Some(2), true), "{text}");
+    assert_eq!((code, text.contains("selects nothing")), (Some(2), true), "{text}");
 }

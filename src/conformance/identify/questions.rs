@@ -215,15 +215,16 @@ impl Draw {
         Data::Integer(labels)
     }
 
-    /// Padding on the right, here and there a hole; no row is empty.
+    /// Padding on the right, none in the first row; every other spread has holes too. No row is empty.
     fn mask(&mut self, shape: &[usize]) -> Vec<bool> {
-        let width = shape.last().copied().unwrap_or(1).max(1);
-        let rows = shape.iter().product::<usize>() / width;
-        let mut mask = Vec::with_capacity(rows * width);
-        for _ in 0..rows {
-            let length = self.whole(1, width as i64);
-            let hole = if self.spread == 1 { self.whole(1, width as i64) } else { -1 };
-            mask.extend((0..width as i64).map(|column| column < length && column != hole));
+        let width = shape.last().copied().unwrap_or(1).max(1) as i64;
+        let rows = shape.iter().product::<usize>() as i64 / width;
+        let mut mask = Vec::new();
+        for row in 0..rows {
+            let length = if row == 0 { width } else { self.whole(1, width) };
+            let has_hole = self.spread % 2 == 1 && length > 2;
+            let hole = if has_hole { self.whole(1, length - 2) } else { -1 };
+            mask.extend((0..width).map(|column| column < length && column != hole));
         }
         mask
     }
