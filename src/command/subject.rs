@@ -106,7 +106,7 @@ impl Who {
     pub(crate) fn subject(&self) -> Result<Box<dyn Subject>> {
         Ok(match (&self.adapter, self.builtin) {
             (Some(command), _) => Box::new(Process::start(command, self.patience.into())?),
-            (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(self.dtype.into())?),
+            (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(self.dtype.into())),
         })
     }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{Dtype, Hello, Reply, Request};
-use crate::evaluate::{Question, differentiable, gradient, read, values};
-use crate::formula::Formula;
-use crate::value::{Array, Named};
-use crate::{Error, Result};
+use crate::Result;
+use crate::evaluate::{Question, evaluate_with};
+use crate::formula::{Formula, Input};
+use crate::value::{Array, Data, Named};
 
 /// An implementation that can be asked.
 pub trait Subject {
@@ -34,56 +34,37 @@ pub enum Fault {
     Garbled(String),
 }
 
-/// The reference, judged by itself: in double precision, or in honest single precision.
+/// The reference, judged by itself: computed in double precision, its answers rounded to a format.
 #[derive(Debug)]
 pub struct Reference {
     hello: Hello,
 }
 
 impl Reference {
-    /// The reference read with this format.
-    ///
-    /// # Errors
-    /// `unsupported` for bf16, which is a format of inputs and not of arithmetic here.
-    pub fn new(dtype: Dtype) -> Result<Self> {
-        if dtype == Dtype::Bf16 {
-            return Err(Error::Unsupported { what: "the reference computes in f64 and f32 only".to_owned() });
-        }
+    /// The reference with answers in this format.
+    pub fn new(dtype: Dtype) -> Self {
         let formulas = Formula::<f64>::all().map(|formula| formula.id.to_owned()).collect();
         let (name, version) = ("grpo-oracle reference".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-        Ok(Self { hello: Hello { name, version, language: "rust".to_owned(), dtype, formulas } })
+        Self { hello: Hello { name, version, language: "rust".to_owned(), dtype, formulas } }
     }
 
     fn answer(&self, request: &Request<'_>) -> Result<Named> {
-        let id = request.formula;
         // Which inputs are read may depend on an option that the question leaves out.
-        let options = Formula::<f64>::find(id)?.resolve(&request.question.options)?;
+        let options = Formula::<f64>::find(request.formula)?.resolve(&request.question.options)?;
         let question = &Question { options, inputs: request.question.inputs.clone() };
-        let mut answer = match self.hello.dtype {
-            Dtype::F64 => values(id, question)?,
-            _ => {
-                let outputs = read::<f32>(id, question, |value| value as f32)?;
-                outputs
-                    .iter()
-                    .map(|(name, output)| (String::from(*name), real(output.mapv(f64::from))))
-                    .collect()
-            }
-        };
-        let is_wanted = |input: &&str| request.want.contains(&format!("grad:{input}"));
-        for input in differentiable(Formula::<f64>::find(id)?, question).filter(is_wanted) {
-            let gradient = match self.hello.dtype {
-                Dtype::F64 => gradient::<f64>(id, question, input, |value| value)?,
-                _ => gradient::<f32>(id, question, input, |value| value as f32)?.mapv(f64::from),
-            };
-            answer.insert(format!("grad:{input}"), real(gradient));
-        }
-        answer.retain(|name, _| request.want.contains(name));
-        Ok(answer)
+        let gradient_of = |name: &str| format!("grad:{name}");
+        let is_wanted = |input: &Input| request.want.contains(&gradient_of(input.name));
+        let answer = evaluate_with(request.formula, question, is_wanted)?;
+        let gradients = answer.gradients.into_iter().map(|(input, array)| (gradient_of(&input), array));
+        let wanted =
+            answer.outputs.into_iter().chain(gradients).filter(|(name, _)| request.want.contains(name));
+        Ok(wanted.map(|(name, array)| (name, self.rounded(&array))).collect())
     }
-}
 
-fn real(array: ndarray::ArrayD<f64>) -> Array {
-    Array::real(&array)
+    fn rounded(&self, array: &Array) -> Array {
+        let data = array.reals().iter().map(|&number| self.hello.dtype.rounded(number)).collect();
+        Array { shape: array.shape.clone(), data: Data::Real(data) }
+    }
 }
 
 impl Subject for Reference {

@@ -43,15 +43,23 @@ impl Dtype {
         }
     }
 
-    /// Whether the format represents the number exactly.
-    pub fn represents(self, number: f64) -> bool {
+    /// The number of the format that is nearest; of two, the one whose last bit is 0.
+    pub fn rounded(self, number: f64) -> f64 {
         let single = number as f32;
         match self {
-            _ if !number.is_finite() => true,
-            Self::F64 => true,
-            Self::F32 => f64::from(single) == number,
-            Self::Bf16 => f64::from(single) == number && single.to_bits() & 0xffff == 0,
+            Self::F64 => number,
+            Self::F32 => f64::from(single),
+            Self::Bf16 if !single.is_finite() => f64::from(single),
+            Self::Bf16 => {
+                let bits = single.to_bits();
+                f64::from(f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000))
+            }
         }
+    }
+
+    /// Whether the format represents the number exactly.
+    pub fn represents(self, number: f64) -> bool {
+        !number.is_finite() || self.rounded(number) == number
     }
 }
 

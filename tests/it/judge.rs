@@ -13,7 +13,7 @@ fn task(formula: &str, case: &str) -> Task {
 
 fn right(task: &Task) -> Reply {
     let request = Request { formula: &task.formula, question: &task.question, want: &task.want() };
-    Reference::new(Dtype::F64).unwrap().ask(&request).unwrap()
+    Reference::new(Dtype::F64).ask(&request).unwrap()
 }
 
 fn judged(change: impl Fn(&mut std::collections::BTreeMap<String, Array>)) -> Outcome {
@@ -85,7 +85,7 @@ impl Subject for Idle {
 
 #[test]
 fn a_run_that_judged_nothing_or_was_cut_short_has_not_passed() {
-    let mut reference = Reference::new(Dtype::F64).unwrap();
+    let mut reference = Reference::new(Dtype::F64);
     let tasks = vec![task("kl.estimate", "near-k1")];
     let report = run(&mut reference, "builtin", tasks.clone(), |_| ());
     assert_eq!(report.verdict(), Verdict::Passed);

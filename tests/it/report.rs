@@ -79,7 +79,7 @@ fn recorded(subject: &mut dyn Subject) -> Record {
 }
 
 fn wrong() -> Record {
-    let mut record = recorded(&mut Wrong(Reference::new(Dtype::F32).unwrap()));
+    let mut record = recorded(&mut Wrong(Reference::new(Dtype::F32)));
     // Among the first cases of these formulas there may be none that f32 cannot decide.
     let last = record.entries.iter_mut().rfind(|entry| entry.formula == "mask.variance").unwrap();
     set(last, Status::NotApplicable);
@@ -95,7 +95,7 @@ fn set(entry: &mut Entry, status: Status) {
 }
 
 fn right() -> Record {
-    static RIGHT: LazyLock<Record> = LazyLock::new(|| recorded(&mut Reference::new(Dtype::F64).unwrap()));
+    static RIGHT: LazyLock<Record> = LazyLock::new(|| recorded(&mut Reference::new(Dtype::F64)));
     RIGHT.clone()
 }
 
@@ -300,7 +300,7 @@ fn a_text_that_ends_a_script_does_not_end_the_page() {
 
 #[test]
 fn the_page_of_all_golden_cases_is_small() {
-    let mut subject = Reference::new(Dtype::F64).unwrap();
+    let mut subject = Reference::new(Dtype::F64);
     let fixtures = fixture::built_in().unwrap();
     let tasks = plan(&fixtures, &subject.hello().formulas.clone(), false);
     let mut record = Record::new(Header::now(subject.hello(), "builtin", tasks.len(), &fixtures));

@@ -247,10 +247,17 @@ impl<'a> Seen<'a> {
         self.outcome.message.strip_prefix("the error is `")?.split('`').next()
     }
 
+    /// Whether the inputs are not arrays that go together, on which nothing can be computed.
+    fn is_malformed(&self) -> bool {
+        let codes = ["rank", "shape", "input", "index"];
+        matches!(&self.outcome.task.expected, Expected::Error(code) if codes.contains(&code.as_str()))
+    }
+
     /// Whether the answer is what the hypothesis says; `None` if it says nothing about this question.
     fn is_as(&self, hypothesis: &Hypothesis, gradients: &mut usize) -> Option<bool> {
         match &hypothesis.answer {
             Answer::Look(look) => look.sees(self),
+            Answer::Slip(_) if self.is_malformed() => None,
             Answer::Slip(answer) => self.is_answered_by(gradients, |with_gradients| {
                 answer(&slips::Ask::new(self.row, self.question(), self.expected(), with_gradients))
             }),
