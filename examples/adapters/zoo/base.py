@@ -72,7 +72,10 @@ def sqrt(number):
 
 def total(numbers):
     numbers = list(numbers)
-    return Var(math.fsum(value(n) for n in numbers), [pair for n in numbers for pair in flows(n, 1.0)])
+    values = [value(n) for n in numbers]
+    # fsum raises where infinities meet; a sum is NaN there.
+    exact = math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+    return Var(exact, [pair for n in numbers for pair in flows(n, 1.0)])
 
 
 def minimum(one, other):
