@@ -612,15 +612,18 @@ pub fn sapo<R: Real>(
     }))
 }
 
-/// 1 / (1 + exp(-x)), in the form whose exponential cannot overflow.
+/// 1 / (1 + exp(-x)), in the form whose exponential cannot overflow, with the derivative s (1 - s): implementations take
+/// it so, and the bound has to allow for what 1 - s cancels.
 fn sigmoid<R: Real>(x: R) -> R {
     let one = R::constant(1.0);
-    if x.value() >= 0.0 {
+    let sigmoid = if x.value() >= 0.0 {
         one / (one + (-x).exp())
     } else {
         let exp = x.exp();
         exp / (one + exp)
-    }
+    };
+    let constant = sigmoid.detach();
+    sigmoid.with_gradient_of(constant * (one - constant) * x)
 }
 
 /// One number a sequence, given to each of its tokens.

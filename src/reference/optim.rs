@@ -82,7 +82,7 @@ pub fn adamw<R: Real>(
 /// The step as a whole number of at least `least`.
 fn whole<R: Real>(step: R, least: u32) -> Result<u64> {
     let value = step.value();
-    if value.fract() == 0.0 && value >= f64::from(least) && value < 9e15 {
+    if value.fract() == 0.0 && value >= f64::from(least) {
         return Ok(value as u64);
     }
     Err(Error::input("step", format!("is {value}; it must be a whole number of at least {least}")))

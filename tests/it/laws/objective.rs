@@ -19,6 +19,14 @@ fn the_clipped_loss_without_bounds_is_the_off_policy_loss() {
     hold(law as fn(Unit, Unit) -> bool);
 }
 
+/// `evaluate` compares shapes before it asks; whoever calls a function by itself is told by the function.
+#[test]
+fn arrays_that_do_not_go_together_are_refused_by_the_functions_too() {
+    let (wide, narrow) = (array![[0.0, 0.0]], array![[0.0]]);
+    let refused = objective::clip(&wide, &narrow, &wide, &array![[true, true]], &Clip::eq29());
+    assert_eq!(refused.unwrap_err().code(), "shape");
+}
+
 #[test]
 fn on_policy_all_losses_of_a_token_pull_alike() {
     // The gradient by logp is -A; only the values differ.
