@@ -28,8 +28,12 @@ pub fn clip(
     of_kind("response_mask", response_mask, Kind::Bool)?;
     // Emptied first, so that nothing in a masked slot can reach a gradient as 0 times NaN.
     let advantages = select(&at_least_f32(advantages).detach(), response_mask);
-    let ratio =
-        log_ratio(&select(logp, response_mask), &select(logp_old, response_mask), &options.ratio()).exp();
+    let log_ratio =
+        log_ratio(&select(logp, response_mask), &select(logp_old, response_mask), &options.ratio());
+    // A ratio that overflows where a bound replaces it would send back 0 times infinity.
+    let is_bounded = if options.clip_ratio_c.is_some() { advantages.ne(0.0) } else { advantages.gt(0.0) };
+    let is_lost = log_ratio.exp().isinf().logical_and(&is_bounded);
+    let ratio = log_ratio.detach().where_self(&is_lost, &log_ratio).exp();
     let loss = clipped(&ratio, &advantages, options);
     Ok(select(&dual_clipped(loss, &advantages, options), response_mask))
 }

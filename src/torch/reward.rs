@@ -97,7 +97,9 @@ fn numbers(text: &str) -> Vec<Number> {
 fn next_number(text: &str, from: usize) -> Option<(usize, Number, usize)> {
     let captures = NUMBER.captures_at(text, from)?;
     let whole = captures.get(2)?;
-    let sign = captures.get(1).filter(|sign| !text[..sign.start()].ends_with(char::is_alphanumeric));
+    let sign = captures
+        .get(1)
+        .filter(|sign| !text[..sign.start()].ends_with(|before: char| before.is_ascii_alphanumeric()));
     // Commas belong to the number only before groups of three digits.
     let mut groups = whole.as_str().split(',');
     let mut digits = groups.next().unwrap_or_default().to_owned();
