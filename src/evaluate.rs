@@ -309,6 +309,28 @@ pub struct TorchAnswer {
     pub gradients: std::collections::BTreeMap<String, tch::Tensor>,
 }
 
+#[cfg(feature = "torch")]
+impl TorchAnswer {
+    /// The outputs and, as `grad:` and the input's name, the gradients: off the device, with the kind that each had there.
+    ///
+    /// # Errors
+    /// `unsupported` if libtorch cannot hand a tensor over.
+    pub fn arrays(&self) -> Result<Vec<(String, Array, tch::Kind)>> {
+        let outputs = self.outputs.iter().map(|(name, tensor)| (name.clone(), tensor));
+        let gradients = self.gradients.iter().map(|(input, tensor)| (format!("grad:{input}"), tensor));
+        outputs
+            .chain(gradients)
+            .map(|(name, tensor)| {
+                let flat = tensor.to_device(tch::Device::Cpu).to_kind(tch::Kind::Double).reshape([-1]);
+                let data = Vec::<f64>::try_from(flat)
+                    .map_err(|problem| Error::Unsupported { what: format!("reading `{name}`: {problem}") })?;
+                let shape = tensor.size().iter().map(|&axis| axis as usize).collect();
+                Ok((name, Array { shape, data: Data::Real(data) }, tensor.kind()))
+            })
+            .collect()
+    }
+}
+
 /// Asks the libtorch implementation the same question.
 ///
 /// # Errors

@@ -15,7 +15,8 @@
 //! # Ok::<(), grpo_oracle::Error>(())
 //! ```
 //!
-//! [`convention`] names the options with which frameworks and papers compute. [`fixture`] holds the golden cases, [`conformance`] says how near is near enough, [`options`] what can be chosen.
+//! [`convention`] names the options with which frameworks and papers compute. [`fixture`] holds the golden cases,
+//! [`conformance`] says how near is near enough, [`options`] what can be chosen.
 //! With the feature `torch` come the same formulas over libtorch (`torch`), a language model (`llm`) and the trainer
 //! (`train`). `ARCHITECTURE.md` is the map; `spec/` says what each formula must do.
 
@@ -25,6 +26,7 @@ pub mod conformance;
 pub mod convention;
 pub mod error;
 pub mod evaluate;
+pub mod file;
 pub mod fixture;
 pub mod formula;
 #[cfg(feature = "torch")]

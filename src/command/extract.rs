@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use grpo_oracle::conformance::{Dtype, Task, find, is_applicable, tolerance};
+use grpo_oracle::conformance::{Dtype, Task, find, tolerance};
 use grpo_oracle::evaluate::Evaluation;
 use grpo_oracle::fixture::{self, Expected};
 use grpo_oracle::value::{Array, Data, Named};
@@ -56,7 +56,7 @@ fn text(task: &Task, flags: &[String]) -> String {
 /// Every entry with its tolerance in each format.
 fn answer_table(text: &mut String, task: &Task, answer: &Evaluation) {
     for dtype in Dtype::ALL {
-        if let Some(why) = not_applicable(task, answer, dtype) {
+        if let Some(why) = task.not_applicable(dtype) {
             let _ = writeln!(text, "    {}: not applicable, {why}", dtype.name());
         }
     }
@@ -69,14 +69,6 @@ fn answer_table(text: &mut String, task: &Task, answer: &Evaluation) {
             let _ = writeln!(text, "        {index:5}  {value:>24}    {}", within.join(" "));
         }
     }
-}
-
-/// Why the case decides nothing in a format, if so.
-fn not_applicable(task: &Task, answer: &Evaluation, dtype: Dtype) -> Option<&'static str> {
-    if !task.exact_in.is_empty() && !task.exact_in.iter().any(|format| format == dtype.name()) {
-        return Some("it does not represent the inputs");
-    }
-    (!is_applicable(answer.margin, dtype)).then_some("rounding may take another branch")
 }
 
 /// The outputs, and the gradients as `grad:` and the input's name.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use grpo_oracle::Result;
-use grpo_oracle::conformance::report::replace;
 use grpo_oracle::conformance::{Answers, Dtype, export as lines};
+use grpo_oracle::file::replace;
 
 use super::report::{ReportFiles, judged};
 use super::subject::{Format, Questions};
@@ -43,7 +43,7 @@ pub(crate) fn export(arguments: &Export) -> Result<String> {
     let questions = &arguments.questions;
     let tasks = questions.plan(&questions.fixtures()?, |_| true)?;
     let lines = lines(&tasks, dtype);
-    replace(&arguments.out, &(lines.join("\n") + "\n"))?;
+    replace(&arguments.out, lines.join("\n") + "\n")?;
     // Two of them are hello and bye.
     let (count, dtype) = (lines.len() - 2, dtype.name());
     Ok(format!(

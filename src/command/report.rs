@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 use grpo_oracle::conformance::report::{
-    Entry, Header, LinesFile, Record, badge, clear, diff, diff_table, html, junit, read, replace, table,
-    verdict_line,
+    Entry, Header, LinesFile, Record, badge, diff, diff_table, html, junit, read, table, verdict_line,
 };
 use grpo_oracle::conformance::{Outcome, Subject, Task, Verdict, run};
+use grpo_oracle::file::{clear, replace};
 use grpo_oracle::fixture::Fixture;
 use grpo_oracle::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -102,13 +102,13 @@ impl FinishedFiles {
 
     fn write(&self, record: &Record) -> Result<()> {
         if let Some(path) = &self.html {
-            replace(path, &html(record)?)?;
+            replace(path, html(record)?)?;
         }
         if let Some(path) = &self.junit {
-            replace(path, &junit(record)?)?;
+            replace(path, junit(record)?)?;
         }
         if let Some(path) = &self.badge {
-            replace(path, &format!("{:#}\n", badge(record)))?;
+            replace(path, format!("{:#}\n", badge(record)))?;
         }
         Ok(())
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+#[cfg(feature = "torch")]
+use grpo_oracle::conformance::Torch;
 use grpo_oracle::conformance::{Dtype, Limits, Process, Reference, Subject, Task, plan};
 use grpo_oracle::fixture::{self, Fixture};
 use grpo_oracle::formula::Formula;
@@ -27,6 +29,10 @@ pub(crate) struct Who {
         conflicts_with = "adapter"
     )]
     dtype: Format,
+    /// The device that libtorch computes on: cpu, or cuda:0 for the first of CUDA.
+    #[cfg(feature = "torch")]
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device, requires = "builtin", conflicts_with = "adapter")]
+    device: tch::Device,
     #[command(flatten)]
     patience: Patience,
 }
@@ -81,6 +87,25 @@ fn seconds(text: &str) -> Result<Duration, String> {
 enum BuiltIn {
     /// The ndarray reference.
     Reference,
+    /// The libtorch implementation.
+    #[cfg(feature = "torch")]
+    Torch,
+}
+
+#[cfg(feature = "torch")]
+fn device(text: &str) -> Result<tch::Device, String> {
+    let index = match text.strip_prefix("cuda") {
+        None if text == "cpu" => return Ok(tch::Device::Cpu),
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|index| index.parse().ok()),
+        None => None,
+    };
+    let index = index.ok_or("must be cpu, cuda or cuda: and a number")?;
+    let count = tch::Cuda::device_count() as usize;
+    if index >= count {
+        return Err(format!("is not there; libtorch finds {count} CUDA devices here"));
+    }
+    Ok(tch::Device::Cuda(index))
 }
 
 /// A format to compute in.
@@ -107,6 +132,8 @@ impl Who {
         Ok(match (&self.adapter, self.builtin) {
             (Some(command), _) => Box::new(Process::start(command, self.patience.into())?),
             (None, Some(BuiltIn::Reference) | None) => Box::new(Reference::new(self.dtype.into())),
+            #[cfg(feature = "torch")]
+            (None, Some(BuiltIn::Torch)) => Box::new(Torch::new(self.dtype.into(), self.device)),
         })
     }
 

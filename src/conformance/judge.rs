@@ -81,6 +81,22 @@ impl Task {
         }
     }
 
+    /// Why the question decides nothing in this format, if it does not.
+    pub fn not_applicable(&self, dtype: Dtype) -> Option<String> {
+        let texts_only = self.exact_in.is_empty();
+        if !texts_only && !self.exact_in.iter().any(|format| format == dtype.name()) {
+            return Some(format!("{} does not represent the inputs", dtype.name()));
+        }
+        match &self.expected {
+            Expected::Answer(answer) if !is_applicable(answer.margin, dtype) => Some(format!(
+                "rounding in {} may take another branch (margin {:e})",
+                dtype.name(),
+                answer.margin
+            )),
+            _ => None,
+        }
+    }
+
     /// What is asked for: every output, and the gradient by every input that has one.
     pub fn want(&self) -> Vec<String> {
         match &self.expected {
@@ -141,7 +157,7 @@ pub struct Outcome {
 /// Puts a question to a subject and judges the answer.
 pub(super) fn ask(subject: &mut dyn Subject, task: Task) -> Outcome {
     let dtype = subject.hello().dtype;
-    if let Some(why) = not_applicable(&task, dtype) {
+    if let Some(why) = task.not_applicable(dtype) {
         return outcome(task, Status::NotApplicable, why);
     }
     let want = task.want();
@@ -153,7 +169,7 @@ pub(super) fn ask(subject: &mut dyn Subject, task: Task) -> Outcome {
 
 /// Judges an answer.
 pub fn judge(task: Task, dtype: Dtype, reply: Result<Reply, Fault>) -> Outcome {
-    if let Some(why) = not_applicable(&task, dtype) {
+    if let Some(why) = task.not_applicable(dtype) {
         return outcome(task, Status::NotApplicable, why);
     }
     match (reply, &task.expected) {
@@ -219,20 +235,6 @@ fn wrong(judged: &Judged) -> String {
     }
     let (wanted, got) = (&judged.expected.shape, &judged.got.shape);
     format!("`{}` has the shape {got:?} where {wanted:?} is expected", judged.name)
-}
-
-/// Why the question decides nothing in this format, if it does not.
-pub(super) fn not_applicable(task: &Task, dtype: Dtype) -> Option<String> {
-    let texts_only = task.exact_in.is_empty();
-    if !texts_only && !task.exact_in.iter().any(|format| format == dtype.name()) {
-        return Some(format!("{} does not represent the inputs", dtype.name()));
-    }
-    match &task.expected {
-        Expected::Answer(answer) if !is_applicable(answer.margin, dtype) => {
-            Some(format!("rounding in {} may take another branch (margin {:e})", dtype.name(), answer.margin))
-        }
-        _ => None,
-    }
 }
 
 fn outcome(task: Task, status: Status, message: String) -> Outcome {

@@ -20,5 +20,7 @@ pub use protocol::{Hello, PROTOCOL, Reply, Request};
 pub use relation::{Derived, Image, RELATIONS, Relation, derived};
 pub use report::{Report, Verdict};
 pub use run::{find, plan, run};
+#[cfg(feature = "torch")]
+pub use subject::Torch;
 pub use subject::{Fault, Reference, Subject};
 pub use tolerance::{Dtype, Worst, compare, is_applicable, tolerance, worst};

@@ -11,7 +11,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::judge::not_applicable;
 use super::process::{LONGEST_LINE, Line, Lines};
 use super::{Dtype, Fault, Hello, PROTOCOL, Reply, Request, Subject, Task};
 use crate::{Error, Result};
@@ -132,7 +131,7 @@ fn lines(path: &Path) -> Result<BTreeMap<u64, (usize, Value)>> {
 
 /// The questions that are put to an implementation that computes in this format.
 fn asked(tasks: &[Task], dtype: Dtype) -> impl Iterator<Item = &Task> {
-    tasks.iter().filter(move |task| not_applicable(task, dtype).is_none())
+    tasks.iter().filter(move |task| task.not_applicable(dtype).is_none())
 }
 
 fn line(task: &Task, id: u64) -> String {

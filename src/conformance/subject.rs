@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::{Dtype, Hello, Reply, Request};
 use crate::Result;
+#[cfg(feature = "torch")]
+use crate::evaluate::evaluate_torch;
 use crate::evaluate::{Question, evaluate_with};
 use crate::formula::{Formula, Input};
 use crate::value::{Array, Data, Named};
@@ -49,12 +51,9 @@ impl Reference {
     }
 
     fn answer(&self, request: &Request<'_>) -> Result<Named> {
-        // Which inputs are read may depend on an option that the question leaves out.
-        let options = Formula::<f64>::find(request.formula)?.resolve(&request.question.options)?;
-        let question = &Question { options, inputs: request.question.inputs.clone() };
         let gradient_of = |name: &str| format!("grad:{name}");
         let is_wanted = |input: &Input| request.want.contains(&gradient_of(input.name));
-        let answer = evaluate_with(request.formula, question, is_wanted)?;
+        let answer = evaluate_with(request.formula, &complete(request)?, is_wanted)?;
         let gradients = answer.gradients.into_iter().map(|(input, array)| (gradient_of(&input), array));
         let wanted =
             answer.outputs.into_iter().chain(gradients).filter(|(name, _)| request.want.contains(name));
@@ -73,9 +72,60 @@ impl Subject for Reference {
     }
 
     fn ask(&mut self, request: &Request<'_>) -> Result<Reply, Fault> {
-        Ok(self.answer(request).map_or_else(
-            |error| Reply::Error { kind: error.code().to_owned(), message: error.to_string() },
-            Reply::Answer,
-        ))
+        Ok(reply(self.answer(request)))
     }
+}
+
+/// The libtorch implementation, its inputs in one format on one device.
+#[cfg(feature = "torch")]
+#[derive(Debug)]
+pub struct Torch {
+    hello: Hello,
+    device: tch::Device,
+}
+
+#[cfg(feature = "torch")]
+impl Torch {
+    /// The libtorch implementation of every formula that has one.
+    pub fn new(dtype: Dtype, device: tch::Device) -> Self {
+        let rows = Formula::<f64>::all().filter(|formula| formula.torch.is_some());
+        let formulas = rows.map(|formula| formula.id.to_owned()).collect();
+        let name = match device {
+            tch::Device::Cuda(index) => format!("grpo-oracle libtorch on CUDA device {index}"),
+            _ => "grpo-oracle libtorch".to_owned(),
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { hello: Hello { name, version, language: "rust".to_owned(), dtype, formulas }, device }
+    }
+
+    fn answer(&self, request: &Request<'_>) -> Result<Named> {
+        let answer =
+            evaluate_torch(request.formula, &complete(request)?, self.device, self.hello.dtype.kind())?;
+        let arrays = answer.arrays()?.into_iter().map(|(name, array, _)| (name, array));
+        Ok(arrays.filter(|(name, _)| request.want.contains(name)).collect())
+    }
+}
+
+#[cfg(feature = "torch")]
+impl Subject for Torch {
+    fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    fn ask(&mut self, request: &Request<'_>) -> Result<Reply, Fault> {
+        Ok(reply(self.answer(request)))
+    }
+}
+
+/// The question with every option: which inputs are read may depend on one that is left out.
+fn complete(request: &Request<'_>) -> Result<Question> {
+    let options = Formula::<f64>::find(request.formula)?.resolve(&request.question.options)?;
+    Ok(Question { options, inputs: request.question.inputs.clone() })
+}
+
+fn reply(answer: Result<Named>) -> Reply {
+    answer.map_or_else(
+        |error| Reply::Error { kind: error.code().to_owned(), message: error.to_string() },
+        Reply::Answer,
+    )
 }

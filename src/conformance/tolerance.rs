@@ -26,6 +26,16 @@ impl Dtype {
         }
     }
 
+    /// What libtorch calls it.
+    #[cfg(feature = "torch")]
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::F64 => tch::Kind::Double,
+            Self::F32 => tch::Kind::Float,
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+
     /// Half the distance from 1 to the next number.
     pub fn unit_roundoff(self) -> f64 {
         match self {

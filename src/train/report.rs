@@ -16,6 +16,7 @@ use super::curves;
 use super::evaluate::Evaluation;
 use super::rollout::Rollout;
 use super::step::StepMetrics;
+use crate::file::replace;
 use crate::{Error, Result};
 
 /// One training step's figures.
@@ -286,12 +287,4 @@ fn append(file: &mut File, path: &Path, line: &impl Serialize) -> Result<()> {
     text.push('\n');
     // One write a line: whoever reads along never sees half of one.
     file.write_all(text.as_bytes()).map_err(|error| Error::file(path, error))
-}
-
-/// Writes beside the file and renames, so that the file is whole at every moment.
-fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let beside = path.with_extension("part");
-    fs::write(&beside, content)
-        .and_then(|()| fs::rename(&beside, path))
-        .map_err(|error| Error::file(path, error))
 }

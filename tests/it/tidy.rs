@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Leaves.
     ("error", &[]),
     ("axes", &["error"]),
+    ("file", &["error"]),
     ("options", &["error"]),
     ("value", &["error"]),
     ("spec", &[]),
@@ -21,10 +22,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("evaluate", &["error", "axes", "value", "arguments", "formula", "reference"]),
     ("convention", &["error", "formula"]),
     // Judging stands on the table, training on the mirror.
-    ("fixture", &["error", "options", "value", "formula", "evaluate", "conformance"]),
-    ("conformance", &["error", "options", "value", "formula", "convention", "evaluate", "fixture", "spec"]),
+    ("fixture", &["error", "file", "options", "value", "formula", "evaluate", "conformance"]),
+    (
+        "conformance",
+        &["error", "file", "options", "value", "formula", "convention", "evaluate", "fixture", "spec"],
+    ),
     ("llm", &["error", "torch", "options"]),
-    ("train", &["error", "torch", "options", "llm"]),
+    ("train", &["error", "file", "torch", "options", "llm"]),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.

@@ -118,25 +118,10 @@ pub(crate) fn judge(expected: &Evaluation, answer: &Answer) -> Result<(), String
 
 #[cfg(feature = "torch")]
 fn torch_answer(id: &str, question: &Question, device: tch::Device, dtype: Dtype) -> Result<Answer> {
-    use tch::{Kind, Tensor};
-
-    let kind = match dtype {
-        Dtype::F64 => Kind::Double,
-        Dtype::F32 => Kind::Float,
-        Dtype::Bf16 => Kind::BFloat16,
-    };
-    let read = |name: String, tensor: &Tensor| {
-        let dtype = match tensor.kind() {
-            Kind::Double => Dtype::F64,
-            Kind::Float => Dtype::F32,
-            Kind::BFloat16 => Dtype::Bf16,
-            other => panic!("`{name}` is of {other:?}"),
-        };
-        let flat = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Double).reshape([-1]);
-        (name, Vec::<f64>::try_from(flat).unwrap(), dtype)
-    };
-    let answer = grpo_oracle::evaluate::evaluate_torch(id, question, device, kind)?;
-    let outputs = answer.outputs.iter().map(|(name, tensor)| read(name.clone(), tensor));
-    let gradients = answer.gradients.iter().map(|(name, tensor)| read(format!("grad:{name}"), tensor));
-    Ok(outputs.chain(gradients).collect())
+    let answer = grpo_oracle::evaluate::evaluate_torch(id, question, device, dtype.kind())?;
+    let arrays = answer.arrays()?.into_iter().map(|(name, array, kind)| {
+        let dtype = Dtype::ALL.into_iter().find(|dtype| dtype.kind() == kind);
+        (name, array.reals().to_vec(), dtype.unwrap())
+    });
+    Ok(arrays.collect())
 }

@@ -2,7 +2,7 @@
 //! footer. Without its footer, a file tells of a run that did not come to its end.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::record::{Entry, Header, Plain, Record};
 use crate::conformance::{Hello, Status};
+use crate::file::unwritable;
 use crate::{Error, Result};
 
 /// The version of the format.
@@ -93,7 +94,7 @@ impl LinesFile {
 /// # Errors
 /// `file`, naming the line, for anything that [`LinesFile`] does not write. A file that ends early is read up to there.
 pub fn read(path: &Path) -> Result<Record> {
-    let text = fs::read_to_string(path).map_err(|problem| Error::file(path, problem))?;
+    let text = std::fs::read_to_string(path).map_err(|problem| Error::file(path, problem))?;
     parse(&text).map_err(|problem| Error::file(path, problem))
 }
 
@@ -186,53 +187,4 @@ fn footer(json: Value, record: &Record) -> Result<Option<f64>, String> {
 
 fn not_json(problem: &serde_json::Error) -> String {
     format!("is not JSON: {problem}")
-}
-
-fn unwritable(path: &Path, problem: &std::io::Error) -> Error {
-    Error::file(path, format!("cannot be written: {problem}"))
-}
-
-/// Makes sure that a report can be written, and removes what an earlier run left there: were this one cut short before
-/// its first word, the old verdict would be taken for its own.
-///
-/// # Errors
-/// `file` if it cannot be written.
-pub fn clear(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Err(Error::file(path, "is a folder; name a file in it"));
-    }
-    let is_other = fs::metadata(path).is_ok_and(|found| !found.is_file());
-    let target = target(path);
-    let tried = if is_other { fs::write(&target, "") } else { fs::write(beside(&target), "") };
-    let removed = match fs::metadata(&target) {
-        Ok(found) if found.is_file() => fs::remove_file(&target),
-        _ => Ok(()),
-    };
-    let cleaned = if is_other { Ok(()) } else { fs::remove_file(beside(&target)) };
-    tried.and(removed).and(cleaned).map_err(|problem| unwritable(path, &problem))
-}
-
-/// Puts a text in the place of a file: written beside and renamed, so that nobody ever sees half of it.
-///
-/// # Errors
-/// `file` if it cannot be written.
-pub fn replace(path: &Path, text: &str) -> Result<()> {
-    let target = target(path);
-    // What is not a file, such as a terminal or a pipe, cannot be replaced and is written to.
-    let written = match fs::metadata(&target) {
-        Ok(found) if !found.is_file() => fs::write(&target, text),
-        _ => fs::write(beside(&target), text).and_then(|()| fs::rename(beside(&target), &target)),
-    };
-    written.map_err(|problem| unwritable(path, &problem))
-}
-
-/// The file itself, if the path is a link to it.
-fn target(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    path.with_file_name(name)
 }

@@ -16,7 +16,7 @@ pub use badge::badge;
 pub use diff::{Change, Diff, Kind, diff};
 pub use html::html;
 pub use junit::junit;
-pub use lines::{LinesFile, clear, read, replace};
+pub use lines::{LinesFile, read};
 pub use record::{Compared, Detail, Entry, Header, Plain, Record};
 pub use table::{diff_table, table, verdict_line};
 

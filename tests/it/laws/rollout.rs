@@ -5,7 +5,7 @@ use grpo_oracle::options::{
     RolloutWeights,
 };
 use grpo_oracle::reference::rollout;
-use ndarray::Array2;
+use ndarray::{Array2, array};
 
 use super::{Unit, hold};
 
@@ -105,4 +105,12 @@ fn a_sequence_stays_by_its_largest_divergence_where_all_its_tokens_do() {
         })
     }
     hold(law as fn(Tokens) -> bool);
+}
+
+/// `evaluate` compares shapes before it asks; whoever calls a function by itself is told by the function.
+#[test]
+fn arrays_that_do_not_go_together_are_refused() {
+    let (wide, narrow, mask) = (array![[0.0, 0.0]], array![[0.0]], array![[true, true]]);
+    let refused = rollout::weights(&wide, &narrow, &mask, &RolloutWeights::verl());
+    assert_eq!(refused.unwrap_err().code(), "shape");
 }
