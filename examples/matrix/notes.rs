@@ -56,9 +56,47 @@ const NOTES: &[Note] = &[
         "mask.mean.empty",
         "The value is NaN by its option; the gradient is so too.",
     ),
+    ("", "advantage.reinforce_plus_plus_baseline", "family-empty-rows", ABSENT),
+    (
+        "verl-0.9.1",
+        "",
+        "with-dp-size-4-0",
+        "With `dp_size` it wants to be told the batch's tokens. No option.",
+    ),
+    (
+        "verl-0.9.1",
+        "kl.in_reward",
+        "family-empty-rows",
+        "A response without a kept token counts as 0, as the page says.",
+    ),
+    (
+        "trl-1.16",
+        "objective.gmpo",
+        "family-empty-rows",
+        "A sequence without a kept token counts, with a ratio of 1 (`r[objective.gmpo.empty]`). No option.",
+    ),
+    ("", "objective.actor_loss", "family-log-ratio-1024", OVERFLOW),
+    ("", "objective.gspo", "family-log-ratio-1024", OVERFLOW),
+    ("trl-1.16", "objective.clip", "family-log-ratio-1024", BESIDE),
+    ("trl-1.16", "kl.estimate", "family-log-ratio-1024", BESIDE),
+    (
+        "openrlhf-0.11",
+        "mask.mean",
+        "with-empty-nan",
+        "The value is NaN by its option; the gradient is so too.",
+    ),
+    ("openrlhf-0.11", "objective.clip", "far-clip-ratio-c-null", FIRST),
     ("openrlhf-0.11", "objective.clip", "far", FIRST),
     ("openrlhf-0.11", "objective.clip", "far-verl", FIRST),
 ];
+
+const ABSENT: &str = "A response without a kept token counts in its group \
+                      (`r[advantage.reinforce-plus-plus-baseline.absent]`). No option.";
+
+const OVERFLOW: &str = "The log-ratio is not clamped: the ratio overflows, and 0 times infinity reaches the gradient where the \
+                        loss is clipped.";
+
+const BESIDE: &str = "Masking multiplies, so that beside a token whose loss is infinite every other has NaN.";
 
 const FIRST: &str =
     "`ppo_kl` is taken before the log-ratio is clamped, as the page says; `metrics.policy` has it so.";
