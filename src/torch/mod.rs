@@ -7,6 +7,7 @@
 
 pub mod advantage;
 pub mod aggregate;
+pub mod gae;
 pub mod kl;
 pub mod logprob;
 pub mod mask;
