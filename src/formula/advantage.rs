@@ -419,8 +419,7 @@ mod of_torch {
 
     pub(super) fn opo(args: &TorchArgs<'_>) -> Result<Outputs> {
         let (rewards, group) = (args.tensor("rewards")?, args.tensor("group")?);
-        let advantages =
-            torch::advantage::opo(rewards, group, args.tensor("lengths")?, &args.options()?)?;
+        let advantages = torch::advantage::opo(rewards, group, args.tensor("lengths")?, &args.options()?)?;
         Ok(vec![("advantages", advantages)])
     }
 

@@ -23,7 +23,10 @@ pub fn group_norm(rewards: &Tensor, group: &Tensor, options: &GroupNorm) -> Resu
     options.check()?;
     let (rewards, groups) = grouped(rewards, group)?;
     if options.singleton == Singleton::Error {
-        groups.reject_singletons(group, "at least 2 are needed; use singleton raw, unit_std or zero to allow one")?;
+        groups.reject_singletons(
+            group,
+            "at least 2 are needed; use singleton raw, unit_std or zero to allow one",
+        )?;
     }
     Ok(normalised(&rewards, &groups, options))
 }
@@ -143,7 +146,7 @@ pub fn reinforce_plus_plus(
         &response_mask.size(),
     )?;
     of_kind("response_mask", response_mask, Kind::Bool)?;
-    let rewards = select(&at_least_f32(rewards), response_mask);
+    let rewards = select(&at_least_f32(rewards).detach(), response_mask);
     let returns = returns_to_go(&rewards, response_mask, options.gamma, options.mask_mode);
     let advantages = whitened(&returns, response_mask, &options.whiten)?;
     Ok(TokenAdvantages { advantages, returns })
@@ -187,9 +190,10 @@ pub fn remax(rewards: &Tensor, baselines: &Tensor, response_mask: &Tensor) -> Re
         .bind("baselines", &["B"], &baselines.size())?
         .bind("response_mask", &["B", "T"], &response_mask.size())?;
     of_kind("response_mask", response_mask, Kind::Bool)?;
-    let rewards = select(&at_least_f32(rewards), response_mask);
+    let rewards = select(&at_least_f32(rewards).detach(), response_mask);
     let returns = returns_to_go(&rewards, response_mask, 1.0, MaskedReturn::Carry);
-    let advantages = select(&(&returns - at_least_f32(baselines).unsqueeze(1)), response_mask);
+    let baselines = at_least_f32(baselines).detach().unsqueeze(1);
+    let advantages = select(&(&returns - baselines), response_mask);
     Ok(TokenAdvantages { advantages, returns })
 }
 
@@ -206,7 +210,7 @@ pub fn opo(rewards: &Tensor, group: &Tensor, lengths: &Tensor, options: &Opo) ->
         &lengths.size(),
     )?;
     let (rewards, groups) = grouped(rewards, group)?;
-    let lengths = at_least_f32(lengths);
+    let lengths = at_least_f32(lengths).detach();
     let total = groups.sum(&lengths);
     if lengths.device() == Device::Cpu {
         if is_any(&lengths.lt(0.0)) {
@@ -256,7 +260,10 @@ pub fn pass_at_k(rewards: &Tensor, group: &Tensor, options: &PassAtKAdvantage) -
     options.check()?;
     let (rewards, groups) = grouped(rewards, group)?;
     if rewards.device() == Device::Cpu {
-        groups.reject_singletons(group, "the best is compared with the second best, so at least 2 are needed")?;
+        groups.reject_singletons(
+            group,
+            "the best is compared with the second best, so at least 2 are needed",
+        )?;
     }
     let rank = groups.rank(&rewards, true);
     let is_second = rank.eq(1);
@@ -272,7 +279,7 @@ pub fn pass_at_k(rewards: &Tensor, group: &Tensor, options: &PassAtKAdvantage) -
 pub(super) fn grouped(rewards: &Tensor, group: &Tensor) -> Result<(Tensor, Groups)> {
     Axes::default().bind("rewards", &["B"], &rewards.size())?.bind("group", &["B"], &group.size())?;
     of_kind("group", group, Kind::Int64)?;
-    let rewards = at_least_f32(rewards);
+    let rewards = at_least_f32(rewards).detach();
     let groups = Groups::of(group, rewards.kind());
     Ok((rewards, groups))
 }
@@ -294,12 +301,7 @@ fn reject_lone_members(groups: &Groups, group: &Tensor, singleton: LoneMember) -
 }
 
 /// The discounted sum of the kept rewards, the others being 0, from each kept token on; 0 at masked slots.
-fn returns_to_go(
-    rewards: &Tensor,
-    response_mask: &Tensor,
-    gamma: f64,
-    mask_mode: MaskedReturn,
-) -> Tensor {
+fn returns_to_go(rewards: &Tensor, response_mask: &Tensor, gamma: f64, mask_mode: MaskedReturn) -> Tensor {
     let returns = match mask_mode {
         // A step that discounts nothing may as well be taken through masked slots.
         MaskedReturn::Carry if gamma == 1.0 => decaying_sums(rewards, gamma, None),
@@ -448,9 +450,7 @@ fn group_index(group: &Tensor) -> Tensor {
 /// the batch, because taking one reward's share out of the group's sums would cancel where that reward is far off.
 fn of_others(rewards: &Tensor, groups: &Groups) -> (Tensor, Tensor) {
     let outsiders = outsiders(groups);
-    let sum = |values: &Tensor| {
-        values.masked_fill(&outsiders, 0.0).sum_dim_intlist(1, false, rewards.kind())
-    };
+    let sum = |values: &Tensor| values.masked_fill(&outsiders, 0.0).sum_dim_intlist(1, false, rewards.kind());
     let mean = sum(&rewards.expand_as(&outsiders)) / (&groups.size - 1.0).clamp_min(1.0);
     let squares = sum(&(rewards - mean.unsqueeze(1)).square());
     (mean, squares)

@@ -40,12 +40,7 @@ pub struct GaeOutput {
 /// `shape` if the shapes differ, `option` if one is outside its domain, `input` if `response_mask` is not boolean,
 /// `too-few` if fewer tokens are kept than whitening needs and the tensors are on the CPU: on another device the
 /// advantages are then 0.
-pub fn gae(
-    rewards: &Tensor,
-    values: &Tensor,
-    response_mask: &Tensor,
-    options: &Gae,
-) -> Result<GaeOutput> {
+pub fn gae(rewards: &Tensor, values: &Tensor, response_mask: &Tensor, options: &Gae) -> Result<GaeOutput> {
     options.check()?;
     let steps = Steps::of(rewards, values, response_mask, &options.td_error)?;
     let decay = options.td_error.gamma * options.lam;
@@ -96,7 +91,7 @@ pub(super) fn decaying_sums(values: &Tensor, decay: f64, parts: Option<&Tensor>)
     if decay == 1.0 && parts.is_none() {
         return values.flip([1]).cumsum(1, values.kind()).flip([1]);
     }
-    let sums = values.detach().copy();
+    let sums = values.copy();
     let width = values.size()[1];
     let (mut reach, mut factor) = (1, decay);
     while reach < width && factor != 0.0 {
@@ -129,15 +124,18 @@ impl Front {
 
     /// The kept entries at the front, 0 behind them.
     pub(super) fn of_kept(&self, values: &Tensor) -> Tensor {
-        let (rows, width) = (values.size()[0], values.size()[1]);
-        // What is masked goes to one place more, which is then cut off.
-        let place = self.place.masked_fill(&self.mask.logical_not(), width);
-        let wide = values.new_zeros([rows, width + 1], (values.kind(), values.device()));
-        wide.scatter(1, &place, values).narrow(1, 0, width)
+        placed(values, &self.place.masked_fill(&self.mask.logical_not(), values.size()[1]))
     }
 
     /// What stands at the front, in the places where its tokens came from; anything in masked slots.
     pub(super) fn back(&self, values: &Tensor) -> Tensor {
         values.gather(1, &self.place, false)
     }
+}
+
+/// The entries at other places of their rows, 0 at those left; what goes to place T is dropped.
+pub(super) fn placed(values: &Tensor, place: &Tensor) -> Tensor {
+    let (rows, width) = (values.size()[0], values.size()[1]);
+    let wide = values.new_zeros([rows, width + 1], (values.kind(), values.device()));
+    wide.scatter(1, place, values).narrow(1, 0, width)
 }
