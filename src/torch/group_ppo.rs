@@ -38,11 +38,15 @@ pub struct GroupMetrics {
     pub sparse: Tensor,
 }
 
+/// The longest runs that are found from every token at once.
+const LONGEST_AT_ONCE: u64 = 64;
+
 /// Endpoints by Algorithm 2, with their advantages and returns. See [`crate::reference::group_ppo::group_ppo`].
 ///
-/// For every token at once it is found where a run that starts there would end: as many steps over `[B, T]` as the
-/// longest run may have tokens, all T of them without a `group_max_size`. The runs that do start are then those reached
-/// from the first token by following the ends, in as many steps as the logarithm of T.
+/// For every token at once it is found where a run that starts there would end, in as many steps over `[B, T]` as
+/// `group_max_size` says; the runs that do start are then those reached from the first token by following the ends, in
+/// as many steps as the logarithm of T. Where runs may have more than 64 tokens, where they end depends on all that came
+/// before, and that costs T steps over `[B]`.
 ///
 /// # Errors
 /// `shape` if the shapes differ, `option` if one is outside its domain, `input` if `response_mask` is not boolean.
@@ -64,28 +68,24 @@ pub fn group_ppo(
     of_kind("response_mask", response_mask, Kind::Bool)?;
     let constant = |tensor: &Tensor| select(&at_least_f32(tensor).detach(), response_mask);
     let (rewards, values) = (constant(rewards), constant(values));
-    let needs_gae = options.group_adv == GroupAdv::Gae || options.endpoint_return == EndpointReturn::Gae;
     let one_step = &rewards - &values;
+    let needs_gae = options.group_adv == GroupAdv::Gae || options.endpoint_return == EndpointReturn::Gae;
     let gae = if needs_gae {
         gae(&rewards, &values, response_mask, &options.gae())?.advantages
     } else {
         one_step.zeros_like()
     };
-    let front = Front::of(response_mask);
-    let tokens = Tokens {
-        reward: front.of_kept(&rewards),
-        estimate: front.of_kept(match options.group_adv {
-            GroupAdv::OneStep => &one_step,
-            GroupAdv::Gae => &gae,
-        }),
-        size: front.of_kept(&size(constant(logp) - constant(logp_old), options.group_g)),
-        count: response_mask.sum_dim_intlist(1, true, rewards.kind()),
+    let estimate = match options.group_adv {
+        GroupAdv::OneStep => &one_step,
+        GroupAdv::Gae => &gae,
     };
-    let runs = Runs::from_everywhere(&tokens, options);
-    let is_start = runs.starts();
-    let is_endpoint = front.back(&is_start.slice(1, 1, None, 1)).logical_and(response_mask);
+    let size = size(constant(logp) - constant(logp_old), options.group_g);
+    let front = Front::of(response_mask);
+    let tokens = Tokens::of(&front, response_mask, [&rewards, estimate, &size], options.group_score);
+    let ends = Ends::of(&tokens, options);
+    let is_endpoint = front.back(&ends.closes).logical_and(response_mask);
     let advantages = match options.endpoint_return {
-        EndpointReturn::Segment => front.back(&runs.at_ends(&is_start)) - &values,
+        EndpointReturn::Segment => front.back(&ends.reward) - &values,
         EndpointReturn::Prefix => rewards.cumsum(1, rewards.kind()) - &values,
         EndpointReturn::Gae => gae,
     };
@@ -93,8 +93,8 @@ pub fn group_ppo(
     Ok(GroupPpoOutput {
         returns: &advantages + values,
         advantages,
-        threshold: runs.next_threshold(&is_start, options),
-        metrics: metrics(&is_endpoint, &tokens.count),
+        threshold: ends.next_threshold(options),
+        metrics: metrics(&is_endpoint, response_mask, rewards.kind()),
         endpoints: is_endpoint.to_kind(rewards.kind()),
     })
 }
@@ -114,196 +114,255 @@ struct Tokens {
     estimate: Tensor,
     /// g, what stands for the size of the policy gradient.
     size: Tensor,
-    /// The number of tokens of each row, `[B, 1]`.
+    /// What r_ppo adds up.
+    ppo_term: Tensor,
+    /// The product of "gp2", over the response up to the token.
+    product: Tensor,
+    /// The token's number, from 1; `[T]`.
+    place: Tensor,
+    /// The number of tokens of each row; `[B, 1]`.
     count: Tensor,
 }
 
-/// For every token, what becomes of a run that starts there, `[B, T]`.
-struct Runs {
-    /// The place behind the run; T for what is no token.
-    next: Tensor,
-    /// The sum of its rewards.
+impl Tokens {
+    fn of(front: &Front, mask: &Tensor, [reward, estimate, size]: [&Tensor; 3], score: GroupScore) -> Self {
+        let (estimate, size) = (front.of_kept(estimate), front.of_kept(size));
+        let squares = size.square();
+        let factors = Tensor::cat(&[squares.slice(1, None, 1, 1), squares.slice(1, 1, None, 1) + 1.0], 1);
+        Self {
+            reward: front.of_kept(reward),
+            ppo_term: match score {
+                GroupScore::Paper => &estimate * &size,
+                GroupScore::Gp2 => squares * estimate.square(),
+            },
+            product: factors.cumprod(1, factors.kind()),
+            place: Tensor::arange_start(1, mask.size()[1] + 1, (Kind::Int64, mask.device())),
+            count: mask.sum_dim_intlist(1, true, Kind::Int64),
+            estimate,
+            size,
+        }
+    }
+
+    fn width(&self) -> i64 {
+        self.place.size()[0]
+    }
+
+    /// Some of the tokens, side by side.
+    fn part(&self, start: i64, length: i64) -> Self {
+        let part = |of_tokens: &Tensor| of_tokens.narrow(-1, start, length);
+        Self {
+            reward: part(&self.reward),
+            estimate: part(&self.estimate),
+            size: part(&self.size),
+            ppo_term: part(&self.ppo_term),
+            product: part(&self.product),
+            place: part(&self.place),
+            count: self.count.shallow_clone(),
+        }
+    }
+}
+
+/// The sums over open runs, one at each of some places of every row.
+struct OpenRuns {
+    reward: Tensor,
+    size: Tensor,
+    ppo: Tensor,
+    length: Tensor,
+}
+
+impl OpenRuns {
+    fn empty(like: &Tensor) -> Self {
+        let zeros = || like.zeros_like();
+        Self { reward: zeros(), size: zeros(), ppo: zeros(), length: zeros() }
+    }
+
+    /// Views of the first of them.
+    fn first(&self, count: i64) -> Self {
+        let first = |sums: &Tensor| sums.narrow(1, 0, count);
+        Self {
+            reward: first(&self.reward),
+            size: first(&self.size),
+            ppo: first(&self.ppo),
+            length: first(&self.length),
+        }
+    }
+
+    /// Each run has one more token.
+    fn add(&mut self, tokens: &Tokens) {
+        self.reward += &tokens.reward;
+        self.size += &tokens.size;
+        self.ppo += &tokens.ppo_term;
+        self.length += 1.0;
+    }
+
+    /// Those that are closed start anew.
+    fn restart(&mut self, closes: &Tensor) {
+        for sums in [&mut self.reward, &mut self.size, &mut self.ppo, &mut self.length] {
+            _ = sums.masked_fill_(closes, 0.0);
+        }
+    }
+
+    /// What becomes of the runs at these, their last tokens so far.
+    fn ends(&self, last: &Tokens, options: &GroupPpo) -> Ends {
+        let kind = self.ppo.kind();
+        let (ppo, grpo) = match options.group_score {
+            GroupScore::Paper => (self.ppo.square(), (&self.size * &last.estimate).square()),
+            GroupScore::Gp2 => (self.ppo.shallow_clone(), &last.product * last.estimate.square()),
+        };
+        let (ppo, grpo) = (ppo / &last.count, grpo / &last.count);
+        let is_same = match options.group_score {
+            GroupScore::Paper => self.length.eq(1.0),
+            GroupScore::Gp2 => last.place.eq(1),
+        };
+        let n = match options.group_counter {
+            GroupCounter::Group => self.length.shallow_clone(),
+            GroupCounter::Sequence => last.place.to_kind(kind),
+        };
+        let threshold = options.group_variance_threshold;
+        // Where the scores are the same number, it stays one number.
+        let of_one = (n.to_kind(Kind::Double) - threshold).to_kind(kind) * &ppo;
+        let of_two = &ppo * &n - &grpo * threshold;
+        let surplus = of_one.where_self(&is_same, &of_two) + n * options.group_epsilon;
+        let is_scored = ppo.gt(options.group_gate).logical_and(&surplus.ge(0.0));
+        let quotient = ppo.where_self(&is_same, &grpo) / (ppo + options.group_epsilon);
+
+        let is_last = last.place.eq_tensor(&last.count);
+        let mut closes = is_scored.logical_or(&is_last);
+        if let Some(size) = options.group_max_size {
+            closes = closes.logical_or(&self.length.eq(size as f64));
+        }
+        Ends { closes, reward: self.reward.copy(), is_scored, quotient }
+    }
+}
+
+/// What becomes of the open run at each token. The rest counts where it is closed; behind the last token nothing does.
+struct Ends {
+    closes: Tensor,
+    /// The sum of the run's rewards.
     reward: Tensor,
     /// Whether the scores close it, and not only its size or the end of the response.
     is_scored: Tensor,
-    /// r_grpo / (r_ppo + eps) where they do.
+    /// r_grpo / (r_ppo + eps).
     quotient: Tensor,
 }
 
-impl Runs {
-    fn from_everywhere(tokens: &Tokens, options: &GroupPpo) -> Self {
-        let width = tokens.reward.size()[1];
-        let longest = options.group_max_size.map_or(width, |size| size.min(width as u64) as i64);
-        let places = Tensor::arange_start(1, width + 1, (Kind::Int64, tokens.reward.device()));
-        let is_open = places.le_tensor(&tokens.count);
-        let runs = Self {
-            next: places.full_like(width).expand_as(&is_open).copy(),
+impl Ends {
+    fn of(tokens: &Tokens, options: &GroupPpo) -> Self {
+        match options.group_max_size {
+            Some(longest) if longest <= LONGEST_AT_ONCE => Self::at_once(tokens, longest as i64, options),
+            _ if tokens.width() == 0 => Self::at_once(tokens, 0, options),
+            _ => Self::one_by_one(tokens, options),
+        }
+    }
+
+    fn one_by_one(tokens: &Tokens, options: &GroupPpo) -> Self {
+        let mut open = OpenRuns::empty(&tokens.count.to_kind(tokens.reward.kind()));
+        let ends: Vec<Self> = (0..tokens.width())
+            .map(|t| {
+                let last = tokens.part(t, 1);
+                open.add(&last);
+                let ends = open.ends(&last, options);
+                open.restart(&ends.closes);
+                ends
+            })
+            .collect();
+        let joined = |of: fn(&Self) -> &Tensor| Tensor::cat(&ends.iter().map(of).collect::<Vec<_>>(), 1);
+        Self {
+            closes: joined(|ends| &ends.closes),
+            reward: joined(|ends| &ends.reward),
+            is_scored: joined(|ends| &ends.is_scored),
+            quotient: joined(|ends| &ends.quotient),
+        }
+    }
+
+    fn at_once(tokens: &Tokens, longest: i64, options: &GroupPpo) -> Self {
+        let width = tokens.width();
+        let open = OpenRuns::empty(&tokens.reward);
+        // By a run's first token.
+        let still_open = tokens.place.le_tensor(&tokens.count);
+        let next = tokens.place.full_like(width).expand_as(&still_open).copy();
+        let found = Self {
+            closes: still_open.zeros_like(),
             reward: tokens.reward.zeros_like(),
-            is_scored: is_open.zeros_like(),
+            is_scored: still_open.zeros_like(),
             quotient: tokens.reward.zeros_like(),
         };
-        let mut scores = Scores::of(tokens, options.group_score);
-        let reward_so_far = tokens.reward.zeros_like();
-        for n in 1..=longest {
-            let span = Span { n, width };
-            add_in_place(&span.starts(&reward_so_far), &span.ends(&tokens.reward));
-            let place = span.ends(&places);
-            let (is_scored, quotient) = scores.of_spans(&span, &place, tokens, options);
-            let is_full = options.group_max_size == Some(n as u64);
-            let mut closes = span.starts(&is_open);
-            if !is_full {
-                closes = closes.logical_and(&is_scored.logical_or(&place.eq_tensor(&tokens.count)));
+        for n in 1..=longest.min(width) {
+            let starts = width + 1 - n;
+            let last = tokens.part(n - 1, starts);
+            let mut open = open.first(starts);
+            open.add(&last);
+            let ends = open.ends(&last, options);
+            let mut still_open = still_open.narrow(1, 0, starts);
+            let closes = ends.closes.logical_and(&still_open);
+            for (found, new) in [
+                (&next, &last.place),
+                (&found.reward, &ends.reward),
+                (&found.is_scored, &ends.is_scored),
+                (&found.quotient, &ends.quotient),
+            ] {
+                let mut found = found.narrow(1, 0, starts);
+                let both = new.where_self(&closes, &found);
+                found.copy_(&both);
             }
-            let keep = |found: &Tensor, here: &Tensor| {
-                let found = span.starts(found);
-                found.shallow_clone().copy_(&here.where_self(&closes, &found));
-            };
-            keep(&runs.next, &place);
-            keep(&runs.reward, &span.starts(&reward_so_far));
-            keep(&runs.is_scored, &is_scored);
-            keep(&runs.quotient, &quotient);
-            let still_open = span.starts(&is_open).logical_and(&closes.logical_not());
-            span.starts(&is_open).copy_(&still_open);
+            _ = still_open.logical_and_(&closes.logical_not());
         }
-        runs
+        found.at_ends(&next)
     }
 
-    /// `[B, T + 1]`: whether a run starts there, the first at the row's first place and each other behind the one before.
-    /// The last starts behind the last token.
-    ///
-    /// After k rounds the first 2^k places are right.
-    fn starts(&self) -> Tensor {
-        let width = self.next.size()[1];
-        let mut jump = self.next.constant_pad_nd([0, 1]);
-        _ = jump.narrow(1, width, 1).fill_(width);
-        let mut visits = jump.zeros_like();
-        _ = visits.narrow(1, 0, 1).fill_(1);
-        let mut right = 1;
-        while right <= width {
-            visits = visits.scatter_add(1, &jump, &visits);
-            jump = jump.gather(1, &jump, false);
-            right *= 2;
+    /// What was found by the runs' first tokens, `next` the place behind the run, by their last.
+    fn at_ends(&self, next: &Tensor) -> Self {
+        let width = next.size()[1];
+        let is_start = starts(next);
+        let place = (next - 1).masked_fill(&is_start.narrow(1, 0, width).logical_not(), width);
+        Self {
+            closes: is_start.narrow(1, 1, width),
+            reward: placed(&self.reward, &place),
+            is_scored: placed(&self.is_scored, &place),
+            quotient: placed(&self.quotient, &place),
         }
-        visits.gt(0)
-    }
-
-    /// The rewards of the runs that do start, at their last tokens.
-    fn at_ends(&self, is_start: &Tensor) -> Tensor {
-        let width = self.next.size()[1];
-        let is_run = is_start.narrow(1, 0, width);
-        let place = (&self.next - 1).masked_fill(&is_run.logical_not(), width);
-        placed(&self.reward, &place)
     }
 
     /// clip(threshold + threshold_lr (mean quotient - threshold), min, max); unchanged if no scores closed a run.
-    fn next_threshold(&self, is_start: &Tensor, options: &GroupPpo) -> Tensor {
+    fn next_threshold(&self, options: &GroupPpo) -> Tensor {
         let (threshold, kind) = (options.group_variance_threshold, self.quotient.kind());
-        let is_counted = is_start.narrow(1, 0, self.next.size()[1]).logical_and(&self.is_scored);
-        let count = is_counted.sum(kind);
+        let count = self.is_scored.sum(kind);
         if !options.adaptive_threshold {
             return count.full_like(threshold);
         }
-        let mean = select(&self.quotient, &is_counted).sum(kind) / count.clamp_min(1.0);
+        let mean = select(&self.quotient, &self.is_scored).sum(kind) / count.clamp_min(1.0);
         let moved = (mean - threshold) * options.threshold_lr + threshold;
         moved.clamp(options.min_threshold, options.max_threshold).masked_fill(&count.eq(0.0), threshold)
     }
 }
 
-/// The spans of n tokens of every row.
-struct Span {
-    n: i64,
-    width: i64,
-}
-
-impl Span {
-    /// A view of the entries at the spans' first tokens.
-    fn starts(&self, of_tokens: &Tensor) -> Tensor {
-        of_tokens.narrow(-1, 0, self.width + 1 - self.n)
+/// `[B, T + 1]`: whether a run starts there, the first at the row's first place and every other behind the one before.
+///
+/// After k rounds the first 2^k places are right.
+fn starts(next: &Tensor) -> Tensor {
+    let width = next.size()[1];
+    let mut jump = next.constant_pad_nd([0, 1]);
+    _ = jump.narrow(1, width, 1).fill_(width);
+    let mut visits = jump.zeros_like();
+    _ = visits.narrow(1, 0, 1).fill_(1);
+    let mut right = 1;
+    while right <= width {
+        visits = visits.scatter_add(1, &jump, &visits);
+        jump = jump.gather(1, &jump, false);
+        right *= 2;
     }
-
-    /// A view of the entries at the spans' last tokens.
-    fn ends(&self, of_tokens: &Tensor) -> Tensor {
-        of_tokens.narrow(-1, self.n - 1, self.width + 1 - self.n)
-    }
+    visits.gt(0)
 }
 
-/// What the scores of growing spans are made of.
-struct Scores {
-    /// What r_ppo adds up, and its sum so far by the span's first token.
-    ppo_terms: Tensor,
-    ppo_sum: Tensor,
-    /// "paper": the sum of g so far by the span's first token.
-    size_sum: Tensor,
-    /// "gp2": the product over the response up to the span's last token.
-    product: Tensor,
-}
-
-impl Scores {
-    fn of(tokens: &Tokens, score: GroupScore) -> Self {
-        let squares = tokens.size.square();
-        let ppo_terms = match score {
-            GroupScore::Paper => &tokens.estimate * &tokens.size,
-            GroupScore::Gp2 => &squares * tokens.estimate.square(),
-        };
-        let factors = Tensor::cat(&[squares.slice(1, None, 1, 1), squares.slice(1, 1, None, 1) + 1.0], 1);
-        Self {
-            ppo_sum: ppo_terms.zeros_like(),
-            size_sum: ppo_terms.zeros_like(),
-            product: factors.cumprod(1, factors.kind()),
-            ppo_terms,
-        }
-    }
-
-    /// Of the spans one token longer than before: whether the scores close them, and r_grpo / (r_ppo + eps).
-    fn of_spans(
-        &mut self,
-        span: &Span,
-        place: &Tensor,
-        tokens: &Tokens,
-        options: &GroupPpo,
-    ) -> (Tensor, Tensor) {
-        let (ppo_sum, estimate) = (span.starts(&self.ppo_sum), span.ends(&tokens.estimate));
-        add_in_place(&ppo_sum, &span.ends(&self.ppo_terms));
-        let (ppo, mut grpo, is_same) = match options.group_score {
-            GroupScore::Paper => {
-                let size_sum = span.starts(&self.size_sum);
-                add_in_place(&size_sum, &span.ends(&tokens.size));
-                (ppo_sum.square(), (size_sum * estimate).square(), place.ge(1))
-            }
-            GroupScore::Gp2 => (ppo_sum, span.ends(&self.product) * estimate.square(), place.eq(1)),
-        };
-        let (ppo, threshold) = (ppo / &tokens.count, options.group_variance_threshold);
-        grpo /= &tokens.count;
-        let counted = match options.group_counter {
-            GroupCounter::Group => place.full_like(span.n),
-            GroupCounter::Sequence => place.shallow_clone(),
-        }
-        .to_kind(ppo.kind());
-        let mut surplus = &ppo * &counted - &grpo * threshold;
-        if span.n == 1 {
-            // Where the scores are the same number, it stays one number.
-            surplus = (&ppo * (&counted - threshold)).where_self(&is_same, &surplus);
-            grpo = ppo.where_self(&is_same, &grpo);
-        }
-        let surplus = surplus + counted * options.group_epsilon;
-        let closes = ppo.gt(options.group_gate).logical_and(&surplus.ge(0.0));
-        (closes, grpo / (ppo + options.group_epsilon))
-    }
-}
-
-fn add_in_place(to: &Tensor, added: &Tensor) {
-    _ = to.shallow_clone().g_add_(added);
-}
-
-fn metrics(is_endpoint: &Tensor, counts: &Tensor) -> GroupMetrics {
-    let (endpoints, tokens) = (is_endpoint.sum(counts.kind()), counts.sum(counts.kind()));
+fn metrics(is_endpoint: &Tensor, response_mask: &Tensor, kind: Kind) -> GroupMetrics {
+    let (endpoints, tokens) = (is_endpoint.sum(kind), response_mask.sum(kind));
     let is_empty = tokens.eq(0.0);
     let compression = (1.0_f64 - &endpoints / tokens.clamp_min(1.0)).masked_fill(&is_empty, 0.0);
     GroupMetrics {
         efficiency_gain: (&tokens / endpoints.clamp_min(1.0)).masked_fill(&is_empty, 1.0),
         algorithm_effectiveness: (&compression - 0.1).clamp_min(0.0) / 0.9,
         compression_ratio: compression,
-        sparse: (&endpoints * 2.0).lt_tensor(&tokens).to_kind(counts.kind()),
+        sparse: (&endpoints * 2.0).lt_tensor(&tokens).to_kind(kind),
         total_endpoints: endpoints,
     }
 }
