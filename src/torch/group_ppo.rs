@@ -143,6 +143,10 @@ impl Tokens {
         }
     }
 
+    fn rows(&self) -> i64 {
+        self.count.size()[0]
+    }
+
     fn width(&self) -> i64 {
         self.place.size()[0]
     }
@@ -167,23 +171,25 @@ struct OpenRuns {
     reward: Tensor,
     size: Tensor,
     ppo: Tensor,
+    /// How many tokens they have; one number where that is the same.
     length: Tensor,
 }
 
 impl OpenRuns {
-    fn empty(like: &Tensor) -> Self {
-        let zeros = || like.zeros_like();
-        Self { reward: zeros(), size: zeros(), ppo: zeros(), length: zeros() }
+    fn empty(rows: i64, runs: i64, lengths: i64, like: &Tensor) -> Self {
+        let zeros = |shape: [i64; 2]| like.new_zeros(shape, (like.kind(), like.device()));
+        let sums = || zeros([rows, runs]);
+        Self { reward: sums(), size: sums(), ppo: sums(), length: zeros([lengths, 1]) }
     }
 
-    /// Views of the first of them.
+    /// Views of the first of them, which have one length.
     fn first(&self, count: i64) -> Self {
         let first = |sums: &Tensor| sums.narrow(1, 0, count);
         Self {
             reward: first(&self.reward),
             size: first(&self.size),
             ppo: first(&self.ppo),
-            length: first(&self.length),
+            length: self.length.shallow_clone(),
         }
     }
 
@@ -256,7 +262,7 @@ impl Ends {
     }
 
     fn one_by_one(tokens: &Tokens, options: &GroupPpo) -> Self {
-        let mut open = OpenRuns::empty(&tokens.count.to_kind(tokens.reward.kind()));
+        let mut open = OpenRuns::empty(tokens.rows(), 1, tokens.rows(), &tokens.reward);
         let ends: Vec<Self> = (0..tokens.width())
             .map(|t| {
                 let last = tokens.part(t, 1);
@@ -277,7 +283,7 @@ impl Ends {
 
     fn at_once(tokens: &Tokens, longest: i64, options: &GroupPpo) -> Self {
         let width = tokens.width();
-        let open = OpenRuns::empty(&tokens.reward);
+        let open = OpenRuns::empty(tokens.rows(), width, 1, &tokens.reward);
         // By a run's first token.
         let still_open = tokens.place.le_tensor(&tokens.count);
         let next = tokens.place.full_like(width).expand_as(&still_open).copy();
