@@ -128,7 +128,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: relative,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::relative),
         },
         Self {
             id: "advantage.rloo",
@@ -147,7 +147,7 @@ impl<R: Real> Formula<R> {
             rivals: &[RAW_LONE_MEMBER, ZERO_LONE_MEMBER],
             reference: rloo,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::rloo),
         },
         Self {
             id: "advantage.reinforce_plus_plus",
@@ -192,7 +192,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: reinforce_plus_plus,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::reinforce_plus_plus),
         },
         Self {
             id: "advantage.reinforce_plus_plus_baseline",
@@ -215,7 +215,7 @@ impl<R: Real> Formula<R> {
             rivals: &[RAW_LONE_MEMBER, ZERO_LONE_MEMBER, NOT_WHITENED, POPULATION_VARIANCE, CLAMPED_VARIANCE],
             reference: reinforce_plus_plus_baseline,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::reinforce_plus_plus_baseline),
         },
         Self {
             id: "advantage.remax",
@@ -233,7 +233,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: remax,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::remax),
         },
         Self {
             id: "advantage.opo",
@@ -253,7 +253,7 @@ impl<R: Real> Formula<R> {
             rivals: &[RAW_LONE_MEMBER, ZERO_LONE_MEMBER],
             reference: opo,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::opo),
         },
         Self {
             id: "advantage.gpg",
@@ -287,7 +287,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: gpg,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::gpg),
         },
         Self {
             id: "advantage.pass_at_k",
@@ -311,7 +311,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: pass_at_k,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::pass_at_k),
         },
     ];
 }
@@ -386,5 +386,56 @@ mod of_torch {
         let advantages =
             torch::advantage::group_norm(args.tensor("rewards")?, args.tensor("group")?, &args.options()?)?;
         Ok(vec![("advantages", advantages)])
+    }
+
+    pub(super) fn relative(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let found = torch::advantage::relative(args.tensor("rewards")?, args.tensor("group")?)?;
+        Ok(vec![("relative", found.relative), ("baseline", found.baseline)])
+    }
+
+    pub(super) fn rloo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let advantages =
+            torch::advantage::rloo(args.tensor("rewards")?, args.tensor("group")?, &args.options()?)?;
+        Ok(vec![("advantages", advantages)])
+    }
+
+    pub(super) fn reinforce_plus_plus(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, mask) = (args.tensor("rewards")?, args.tensor("response_mask")?);
+        Ok(of_tokens(torch::advantage::reinforce_plus_plus(rewards, mask, &args.options()?)?))
+    }
+
+    pub(super) fn reinforce_plus_plus_baseline(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, group) = (args.tensor("rewards")?, args.tensor("group")?);
+        let mask = args.tensor("response_mask")?;
+        let advantages =
+            torch::advantage::reinforce_plus_plus_baseline(rewards, group, mask, &args.options()?)?;
+        Ok(vec![("advantages", advantages)])
+    }
+
+    pub(super) fn remax(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, baselines) = (args.tensor("rewards")?, args.tensor("baselines")?);
+        Ok(of_tokens(torch::advantage::remax(rewards, baselines, args.tensor("response_mask")?)?))
+    }
+
+    pub(super) fn opo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, group) = (args.tensor("rewards")?, args.tensor("group")?);
+        let advantages = torch::advantage::opo(rewards, group, args.tensor("lengths")?, &args.options()?)?;
+        Ok(vec![("advantages", advantages)])
+    }
+
+    pub(super) fn gpg(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let advantages =
+            torch::advantage::gpg(args.tensor("rewards")?, args.tensor("group")?, &args.options()?)?;
+        Ok(vec![("advantages", advantages)])
+    }
+
+    pub(super) fn pass_at_k(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let advantages =
+            torch::advantage::pass_at_k(args.tensor("rewards")?, args.tensor("group")?, &args.options()?)?;
+        Ok(vec![("advantages", advantages)])
+    }
+
+    fn of_tokens(found: torch::advantage::TokenAdvantages) -> Outputs {
+        vec![("advantages", found.advantages), ("returns", found.returns)]
     }
 }

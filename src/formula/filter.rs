@@ -75,7 +75,7 @@ impl<R: Real> Formula<R> {
         ],
         reference: filter,
         #[cfg(feature = "torch")]
-        torch: None,
+        torch: Some(of_torch::filter),
     }];
 }
 
@@ -87,4 +87,21 @@ fn filter<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
         ("advantages_original", output.advantages_original.into_dyn()),
         ("kept", output.kept.into_dyn()),
     ])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn filter(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let output = torch::filter::filter(args.tensor("rewards")?, args.tensor("group")?, &args.options()?)?;
+        Ok(vec![
+            ("advantages", output.advantages),
+            ("advantages_original", output.advantages_original),
+            ("kept", output.kept),
+        ])
+    }
 }

@@ -29,7 +29,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: td_error,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::td_error),
         },
         Self {
             id: "advantage.gae",
@@ -70,7 +70,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: gae,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::gae),
         },
     ];
 }
@@ -102,4 +102,24 @@ fn gae<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
     let mask = args.mask::<Ix2>("response_mask")?;
     let output = reference::gae::gae(&rewards, &values, &mask, &args.options()?)?;
     Ok(vec![("advantages", output.advantages.into_dyn()), ("returns", output.returns.into_dyn())])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn td_error(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, values) = (args.tensor("rewards")?, args.tensor("values")?);
+        let mask = args.tensor("response_mask")?;
+        Ok(vec![("td_error", torch::gae::td_error(rewards, values, mask, &args.options()?)?)])
+    }
+
+    pub(super) fn gae(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, values) = (args.tensor("rewards")?, args.tensor("values")?);
+        let output = torch::gae::gae(rewards, values, args.tensor("response_mask")?, &args.options()?)?;
+        Ok(vec![("advantages", output.advantages), ("returns", output.returns)])
+    }
 }

@@ -65,7 +65,7 @@ impl<R: Real> Formula<R> {
         ],
         reference: group_ppo,
         #[cfg(feature = "torch")]
-        torch: None,
+        torch: Some(of_torch::group_ppo),
     }];
 }
 
@@ -152,4 +152,34 @@ fn group_ppo<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
         ("total_endpoints", scalar(output.metrics.total_endpoints)),
         ("sparse", scalar(output.metrics.sparse)),
     ])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn group_ppo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let output = torch::group_ppo::group_ppo(
+            args.tensor("rewards")?,
+            args.tensor("values")?,
+            args.tensor("logp")?,
+            args.tensor("logp_old")?,
+            args.tensor("response_mask")?,
+            &args.options()?,
+        )?;
+        Ok(vec![
+            ("endpoints", output.endpoints),
+            ("advantages", output.advantages),
+            ("returns", output.returns),
+            ("threshold", output.threshold),
+            ("compression_ratio", output.metrics.compression_ratio),
+            ("efficiency_gain", output.metrics.efficiency_gain),
+            ("algorithm_effectiveness", output.metrics.algorithm_effectiveness),
+            ("total_endpoints", output.metrics.total_endpoints),
+            ("sparse", output.metrics.sparse),
+        ])
+    }
 }

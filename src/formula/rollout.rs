@@ -65,7 +65,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: weights,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::weights),
         },
         Self {
             id: "rollout.rejection",
@@ -129,7 +129,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: rejection,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::rejection),
         },
     ];
 }
@@ -162,4 +162,25 @@ fn rejection<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
         ("response_mask", output.response_mask.into_dyn()),
         ("rejected_fraction", scalar(output.rejected_fraction)),
     ])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn weights(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp_old, logp_rollout) = (args.tensor("logp_old")?, args.tensor("logp_rollout")?);
+        let mask = args.tensor("response_mask")?;
+        Ok(vec![("weights", torch::rollout::weights(logp_old, logp_rollout, mask, &args.options()?)?)])
+    }
+
+    pub(super) fn rejection(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp_old, logp_rollout) = (args.tensor("logp_old")?, args.tensor("logp_rollout")?);
+        let mask = args.tensor("response_mask")?;
+        let output = torch::rollout::rejection(logp_old, logp_rollout, mask, &args.options()?)?;
+        Ok(vec![("response_mask", output.response_mask), ("rejected_fraction", output.rejected_fraction)])
+    }
 }

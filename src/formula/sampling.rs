@@ -35,7 +35,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: repeat,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::repeat),
         },
         Self {
             id: "sampling.dynamic",
@@ -74,7 +74,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: dynamic,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::dynamic),
         },
         Self {
             id: "sampling.resample",
@@ -110,7 +110,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: resample,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::resample),
         },
         Self {
             id: "sampling.distribution",
@@ -154,7 +154,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: distribution,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::distribution),
         },
     ];
 }
@@ -179,4 +179,32 @@ fn resample<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 fn distribution<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
     let probs = reference::sampling::distribution(&args.real::<Ix2>("logits")?, &args.options()?)?;
     Ok(vec![("probs", probs.into_dyn())])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn repeat(args: &TorchArgs<'_>) -> Result<Outputs> {
+        Ok(vec![("repeated", torch::sampling::repeat(args.tensor("index")?, &args.options()?)?)])
+    }
+
+    pub(super) fn dynamic(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, group) = (args.tensor("rewards")?, args.tensor("group")?);
+        let kept = torch::sampling::dynamic(rewards, group, &args.options()?)?;
+        Ok(vec![("keep", kept.keep), ("kept_groups", kept.kept_groups)])
+    }
+
+    pub(super) fn resample(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (rewards, group) = (args.tensor("rewards")?, args.tensor("group")?);
+        let drawn = torch::sampling::resample(rewards, group, &args.options()?)?;
+        Ok(vec![("taken", drawn.taken), ("unfinished", drawn.unfinished)])
+    }
+
+    pub(super) fn distribution(args: &TorchArgs<'_>) -> Result<Outputs> {
+        Ok(vec![("probs", torch::sampling::distribution(args.tensor("logits")?, &args.options()?)?)])
+    }
 }

@@ -56,7 +56,7 @@ impl<R: Real> Formula<R> {
         ],
         reference: clipped,
         #[cfg(feature = "torch")]
-        torch: None,
+        torch: Some(of_torch::clipped),
     }];
 }
 
@@ -69,4 +69,23 @@ fn clipped<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
         &args.options()?,
     )?;
     Ok(vec![("loss", scalar(output.loss)), ("clip_fraction", scalar(output.clip_fraction))])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn clipped(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let output = torch::value::clipped(
+            args.tensor("values")?,
+            args.tensor("values_old")?,
+            args.tensor("returns")?,
+            args.tensor("response_mask")?,
+            &args.options()?,
+        )?;
+        Ok(vec![("loss", output.loss), ("clip_fraction", output.clip_fraction)])
+    }
 }

@@ -7,12 +7,18 @@
 
 pub mod advantage;
 pub mod aggregate;
+pub mod filter;
+pub mod gae;
+pub mod group_ppo;
 pub mod kl;
 pub mod logprob;
 pub mod mask;
 pub mod metrics;
 pub mod objective;
 pub mod reward;
+pub mod rollout;
+pub mod sampling;
+pub mod value;
 
 use tch::{Kind, Tensor};
 
