@@ -1,12 +1,11 @@
 //! What a training step reports about its policy ratio.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::logprob::log_ratio;
-use super::objective::clipped;
-use super::{at_least_f32, mask, of_kind, select};
+use super::mask;
+use super::objective::{Kept, clipped, gain_is_clipped, kept};
 use crate::Result;
-use crate::axes::Axes;
 use crate::options::{Clip, MaskedMean};
 
 /// Means over the kept tokens, each without axes; all 0 when there are none.
@@ -34,22 +33,12 @@ pub fn policy(
     options: &Clip,
 ) -> Result<PolicyMetrics> {
     options.check()?;
-    Axes::default()
-        .bind("logp", &["B", "T"], &logp.size())?
-        .bind("logp_old", &["B", "T"], &logp_old.size())?
-        .bind("advantages", &["B", "T"], &advantages.size())?
-        .bind("response_mask", &["B", "T"], &response_mask.size())?;
-    of_kind("response_mask", response_mask, Kind::Bool)?;
-    let log_ratio =
-        log_ratio(&select(&logp.detach(), response_mask), &select(logp_old, response_mask), &options.ratio());
-    let advantages = select(&at_least_f32(advantages).detach(), response_mask);
+    let Kept { logp, logp_old, advantages } = kept(&logp.detach(), logp_old, advantages, response_mask)?;
+    let log_ratio = log_ratio(&logp, &logp_old, &options.ratio());
     let ratio = log_ratio.exp();
     let mean = |values: Tensor| {
         mask::mean(&values.to_kind(log_ratio.kind()), response_mask, &MaskedMean::over_all())
     };
-
-    let gains = advantages.gt(0.0).logical_and(&ratio.gt(1.0 + options.clip_ratio_high));
-    let losses = advantages.lt(0.0).logical_and(&ratio.lt(1.0 - options.clip_ratio_low));
     let lowered = match options.clip_ratio_c {
         None => ratio.zeros_like(),
         Some(c) => {
@@ -58,7 +47,7 @@ pub fn policy(
         }
     };
     Ok(PolicyMetrics {
-        clip_fraction: mean(gains.logical_or(&losses))?,
+        clip_fraction: mean(gain_is_clipped(&ratio, &advantages, options))?,
         clip_fraction_lower: mean(lowered)?,
         ppo_kl: mean(-&log_ratio)?,
         ratio_mean: mean(ratio)?,
