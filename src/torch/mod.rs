@@ -14,7 +14,7 @@ pub mod metrics;
 pub mod objective;
 pub mod reward;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
@@ -35,4 +35,10 @@ fn of_kind(argument: &str, tensor: &Tensor, wanted: Kind) -> Result<()> {
         return Ok(());
     }
     Err(Error::input(argument, format!("is a tensor of {:?} where {wanted:?} is wanted", tensor.kind())))
+}
+
+/// Whether an entry is true, as far as one may look: on the CPU. Another device would have to be waited for, so there
+/// the caller answers for the values and nothing is seen.
+fn any_seen(entries: &Tensor) -> bool {
+    entries.device() == Device::Cpu && entries.any().int64_value(&[]) != 0
 }
