@@ -12,6 +12,7 @@ pub mod logprob;
 pub mod mask;
 pub mod metrics;
 pub mod objective;
+pub mod optim;
 pub mod reward;
 
 use tch::{Device, Kind, Tensor};
