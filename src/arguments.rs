@@ -202,6 +202,11 @@ impl<'a> TorchArgs<'a> {
         Ok(tensor.unsqueeze(1).expand([-1, width], false))
     }
 
+    /// A `[B, T]` input that may be given as `[B]`, or be absent.
+    pub(crate) fn optional_per_token(&self, name: &str, like: &tch::Tensor) -> Result<Option<tch::Tensor>> {
+        self.tensors.contains_key(name).then(|| self.per_token(name, like)).transpose()
+    }
+
     /// Texts with their shape.
     pub(crate) fn text(&self, name: &str) -> Result<ArrayD<String>> {
         self.given.text(name)

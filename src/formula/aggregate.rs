@@ -101,7 +101,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: micro_batches,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::micro_batches),
         },
     ];
 }
@@ -165,5 +165,15 @@ mod of_torch {
         let loss =
             torch::aggregate::loss(args.tensor("loss")?, args.tensor("response_mask")?, &args.options()?)?;
         Ok(vec![("loss", loss)])
+    }
+
+    pub(super) fn micro_batches(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let output = torch::aggregate::micro_batches(
+            args.tensor("loss")?,
+            args.tensor("response_mask")?,
+            args.tensor("micro_batch")?,
+            &args.options()?,
+        )?;
+        Ok(vec![("loss", output.loss), ("parts", output.parts)])
     }
 }

@@ -57,7 +57,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: full,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::full),
         },
         Self {
             id: "kl.in_reward",
@@ -100,7 +100,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: in_reward,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::in_reward),
         },
         Self {
             id: "kl.controller",
@@ -135,7 +135,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: controller,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::controller),
         },
     ];
 }
@@ -197,5 +197,25 @@ mod of_torch {
     pub(super) fn kl_estimate(args: &TorchArgs<'_>) -> Result<Outputs> {
         let kl = torch::kl::estimate(args.tensor("logp")?, args.tensor("logp_ref")?, &args.options()?)?;
         Ok(vec![("kl", kl)])
+    }
+
+    pub(super) fn full(args: &TorchArgs<'_>) -> Result<Outputs> {
+        Ok(vec![("kl", torch::kl::full(args.tensor("logits")?, args.tensor("logits_ref")?)?)])
+    }
+
+    pub(super) fn in_reward(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let penalised = torch::kl::in_reward(
+            args.tensor("scores")?,
+            args.tensor("logp")?,
+            args.tensor("logp_ref")?,
+            args.tensor("response_mask")?,
+            &args.options()?,
+        )?;
+        Ok(vec![("rewards", penalised.rewards), ("current_kl", penalised.current_kl)])
+    }
+
+    pub(super) fn controller(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (kl_coef, current_kl) = (args.tensor("kl_coef")?, args.optional_tensor("current_kl"));
+        Ok(vec![("kl_coef", torch::kl::controller(kl_coef, current_kl, &args.options()?)?)])
     }
 }

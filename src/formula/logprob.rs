@@ -52,7 +52,7 @@ impl<R: Real> Formula<R> {
             rivals: &[Rival::new("the temperature forgotten", r#"{"temperature": 1.0}"#)],
             reference: entropy,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::entropy),
         },
         Self {
             id: "logprob.ratio",
@@ -108,7 +108,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: sequence_ratio,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::sequence_ratio),
         },
     ];
 }
@@ -155,8 +155,22 @@ mod of_torch {
         Ok(vec![("logp", token.logp), ("entropy", token.entropy)])
     }
 
+    pub(super) fn entropy(args: &TorchArgs<'_>) -> Result<Outputs> {
+        Ok(vec![("entropy", torch::logprob::entropy(args.tensor("logits")?, &args.options()?)?)])
+    }
+
     pub(super) fn ratio(args: &TorchArgs<'_>) -> Result<Outputs> {
         let ratio = torch::logprob::ratio(args.tensor("logp")?, args.tensor("logp_old")?, &args.options()?)?;
+        Ok(vec![("ratio", ratio)])
+    }
+
+    pub(super) fn sequence_ratio(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let ratio = torch::logprob::sequence_ratio(
+            args.tensor("logp")?,
+            args.tensor("logp_old")?,
+            args.tensor("response_mask")?,
+            &args.options()?,
+        )?;
         Ok(vec![("ratio", ratio)])
     }
 }

@@ -23,7 +23,7 @@ impl<R: Real> Formula<R> {
             rivals: &[Rival::new("summed over everything", r#"{"axis": null}"#)],
             reference: mask_sum,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::mask_sum),
         },
         Self {
             id: "mask.mean",
@@ -68,7 +68,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: mask_normalize,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::mask_normalize),
         },
         Self {
             id: "mask.variance",
@@ -82,7 +82,7 @@ impl<R: Real> Formula<R> {
             rivals: VARIANCE_RIVALS,
             reference: mask_variance,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::mask_variance),
         },
         Self {
             id: "mask.whiten",
@@ -126,7 +126,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: mask_whiten,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::mask_whiten),
         },
     ];
 }
@@ -195,8 +195,29 @@ mod of_torch {
     use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
 
+    pub(super) fn mask_sum(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let sum = torch::mask::sum(args.tensor("values")?, args.tensor("mask")?, &args.options()?)?;
+        Ok(vec![("sum", sum)])
+    }
+
     pub(super) fn mask_mean(args: &TorchArgs<'_>) -> Result<Outputs> {
         let mean = torch::mask::mean(args.tensor("values")?, args.tensor("mask")?, &args.options()?)?;
         Ok(vec![("mean", mean)])
+    }
+
+    pub(super) fn mask_normalize(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let normalized =
+            torch::mask::normalize(args.tensor("values")?, args.tensor("mask")?, &args.options()?)?;
+        Ok(vec![("normalized", normalized)])
+    }
+
+    pub(super) fn mask_variance(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let variance = torch::mask::variance(args.tensor("values")?, args.tensor("mask")?, &args.options()?)?;
+        Ok(vec![("variance", variance)])
+    }
+
+    pub(super) fn mask_whiten(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let whitened = torch::mask::whiten(args.tensor("values")?, args.tensor("mask")?, &args.options()?)?;
+        Ok(vec![("whitened", whitened)])
     }
 }

@@ -57,7 +57,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: rewards,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::rewards),
         },
         Self {
             id: "metrics.advantages",
@@ -98,7 +98,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: advantages,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::advantages),
         },
         Self {
             id: "metrics.health",
@@ -144,7 +144,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: health,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::health),
         },
         Self {
             id: "metrics.pass_at_k",
@@ -161,7 +161,7 @@ impl<R: Real> Formula<R> {
             rivals: &[Rival::new("pass@1", r#"{"k": 1}"#)],
             reference: pass_at_k,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::pass_at_k),
         },
     ];
 }
@@ -257,5 +257,59 @@ mod of_torch {
             ("ppo_kl", metrics.ppo_kl),
             ("ratio_mean", metrics.ratio_mean),
         ])
+    }
+
+    pub(super) fn rewards(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let statistics = torch::metrics::rewards(args.tensor("rewards")?)?;
+        Ok(vec![
+            ("mean", statistics.mean),
+            ("std", statistics.std),
+            ("max", statistics.max),
+            ("min", statistics.min),
+        ])
+    }
+
+    pub(super) fn advantages(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let mask = args.tensor("response_mask")?;
+        let statistics = torch::metrics::advantages(
+            &args.per_token("advantages", mask)?,
+            &args.per_token("advantages_original", mask)?,
+            mask,
+            args.optional_tensor("kept"),
+            &args.options()?,
+        )?;
+        Ok(vec![
+            ("mean", statistics.original.mean),
+            ("max", statistics.original.max),
+            ("min", statistics.original.min),
+            ("processed_mean", statistics.processed.mean),
+            ("processed_std", statistics.processed.std),
+            ("processed_max", statistics.processed.max),
+            ("processed_min", statistics.processed.min),
+        ])
+    }
+
+    pub(super) fn health(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let health = torch::metrics::health(
+            args.tensor("kl_divergence")?,
+            args.tensor("ppo_ratio_clipped")?,
+            args.tensor("ppo_ratio_mean")?,
+            args.tensor("advantage_mean")?,
+            args.tensor("advantage_std")?,
+            &args.options()?,
+        )?;
+        Ok(vec![
+            ("healthy", health.healthy),
+            ("kl_divergence_ok", health.kl_divergence),
+            ("ppo_ratio_clipped_ok", health.ppo_ratio_clipped),
+            ("ppo_ratio_mean_ok", health.ppo_ratio_mean),
+            ("advantage_mean_ok", health.advantage_mean),
+            ("advantage_std_ok", health.advantage_std),
+        ])
+    }
+
+    pub(super) fn pass_at_k(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (samples, correct) = (args.tensor("num_samples")?, args.tensor("num_correct")?);
+        Ok(vec![("pass_at_k", torch::metrics::pass_at_k(samples, correct, &args.options()?)?)])
     }
 }

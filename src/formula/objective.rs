@@ -25,7 +25,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: policy_gradient,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::policy_gradient),
         },
         Self {
             id: "objective.reinforce_with_baseline",
@@ -43,7 +43,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: reinforce_with_baseline,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::reinforce_with_baseline),
         },
         Self {
             id: "objective.off_policy",
@@ -60,7 +60,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: off_policy,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::off_policy),
         },
         Self {
             id: "objective.clip",
@@ -188,7 +188,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: dispatch,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::dispatch),
         },
         Self {
             id: "objective.gspo",
@@ -245,7 +245,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: gspo,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::gspo),
         },
         Self {
             id: "objective.cispo",
@@ -286,7 +286,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: cispo,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::cispo),
         },
         Self {
             id: "objective.gmpo",
@@ -326,7 +326,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: gmpo,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::gmpo),
         },
         Self {
             id: "objective.sapo",
@@ -364,7 +364,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: sapo,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::sapo),
         },
     ];
 }
@@ -609,5 +609,71 @@ mod of_torch {
             ("kl_loss", output.kl_loss),
             ("entropy_loss", output.entropy_loss),
         ])
+    }
+
+    pub(super) fn policy_gradient(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let logp = args.tensor("logp")?;
+        let loss = torch::objective::policy_gradient(logp, &args.per_token("advantages", logp)?)?;
+        Ok(vec![("loss", loss)])
+    }
+
+    pub(super) fn reinforce_with_baseline(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let loss = torch::objective::reinforce_with_baseline(
+            args.tensor("logp")?,
+            args.tensor("rewards")?,
+            args.tensor("baselines")?,
+        )?;
+        Ok(vec![("loss", loss)])
+    }
+
+    pub(super) fn off_policy(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp, logp_old) = (args.tensor("logp")?, args.tensor("logp_old")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let loss = torch::objective::off_policy(logp, logp_old, &advantages, &args.options()?)?;
+        Ok(vec![("loss", loss)])
+    }
+
+    pub(super) fn dispatch(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let logp = args.tensor("logp")?;
+        let output = torch::objective::dispatch(
+            logp,
+            args.optional_tensor("logp_old"),
+            args.optional_tensor("raw_rewards"),
+            args.optional_per_token("advantages", logp)?.as_ref(),
+            &args.options()?,
+        )?;
+        Ok(vec![("loss", output.loss), ("clip_fraction", output.clip_fraction)])
+    }
+
+    pub(super) fn gspo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let output = torch::objective::gspo(logp, logp_old, &advantages, mask, &args.options()?)?;
+        Ok(vec![("loss", output.loss), ("ratio", output.ratio), ("clip_fraction", output.clip_fraction)])
+    }
+
+    pub(super) fn cispo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let loss = torch::objective::cispo(logp, logp_old, &advantages, mask, &args.options()?)?;
+        Ok(vec![("loss", loss)])
+    }
+
+    pub(super) fn gmpo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let loss =
+            torch::objective::gmpo(logp, logp_old, args.tensor("advantages")?, mask, &args.options()?)?;
+        Ok(vec![("loss", loss)])
+    }
+
+    pub(super) fn sapo(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let loss = torch::objective::sapo(logp, logp_old, &advantages, mask, &args.options()?)?;
+        Ok(vec![("loss", loss)])
     }
 }

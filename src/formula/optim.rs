@@ -56,7 +56,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: adamw,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::adamw),
         },
         Self {
             id: "optim.clip_grad_norm",
@@ -81,7 +81,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: clip_grad_norm,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::clip_grad_norm),
         },
         Self {
             id: "optim.lora",
@@ -116,7 +116,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: lora,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::lora),
         },
         Self {
             id: "optim.schedule",
@@ -167,7 +167,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: schedule,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::schedule),
         },
     ];
 }
@@ -205,4 +205,44 @@ fn lora<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
 fn schedule<R: Real>(args: &Args<'_, R>) -> Result<Outputs<R>> {
     let scale = reference::optim::schedule(args.real::<Ix0>("step")?.into_scalar(), &args.options()?)?;
     Ok(vec![("scale", scalar(scale))])
+}
+
+#[cfg(feature = "torch")]
+mod of_torch {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::TorchOutputs as Outputs;
+    use crate::torch;
+
+    pub(super) fn adamw(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let after = torch::optim::adamw(
+            args.tensor("param")?,
+            args.tensor("grad")?,
+            args.tensor("m")?,
+            args.tensor("v")?,
+            args.tensor("step")?,
+            &args.options()?,
+        )?;
+        Ok(vec![("param", after.param), ("m", after.m), ("v", after.v)])
+    }
+
+    pub(super) fn clip_grad_norm(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let clipped = torch::optim::clip_grad_norm(args.tensor("grad")?, &args.options()?)?;
+        Ok(vec![("grad", clipped.grad), ("norm", clipped.norm)])
+    }
+
+    pub(super) fn lora(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let y = torch::optim::lora(
+            args.tensor("x")?,
+            args.tensor("w")?,
+            args.tensor("a")?,
+            args.tensor("b")?,
+            &args.options()?,
+        )?;
+        Ok(vec![("y", y)])
+    }
+
+    pub(super) fn schedule(args: &TorchArgs<'_>) -> Result<Outputs> {
+        Ok(vec![("scale", torch::optim::schedule(args.tensor("step")?, &args.options()?)?)])
+    }
 }

@@ -87,7 +87,7 @@ impl<R: Real> Formula<R> {
             rivals: &[],
             reference: r1_zero,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::r1_zero),
         },
         Self {
             id: "reward.overlong",
@@ -130,7 +130,7 @@ impl<R: Real> Formula<R> {
             ],
             reference: overlong,
             #[cfg(feature = "torch")]
-            torch: None,
+            torch: Some(of_torch::overlong),
         },
     ];
 }
@@ -174,6 +174,7 @@ fn text_pairs<T>(
 
 #[cfg(feature = "torch")]
 mod of_torch {
+    use ndarray::ArrayD;
     use tch::{Kind, Tensor};
 
     use super::text_pairs;
@@ -181,14 +182,33 @@ mod of_torch {
     use crate::arguments::TorchArgs;
     use crate::formula::TorchOutputs as Outputs;
     use crate::torch;
+    use crate::torch::reward::R1Zero;
 
     pub(super) fn gsm8k(args: &TorchArgs<'_>) -> Result<Outputs> {
         let options = args.options()?;
         let rewards = text_pairs(args.text("response")?, args.text("answer")?, |response, answer| {
             torch::reward::gsm8k(response, answer, &options)
         })?;
+        Ok(vec![("reward", tensor(&rewards))])
+    }
+
+    pub(super) fn r1_zero(args: &TorchArgs<'_>) -> Result<Outputs> {
+        let graded = text_pairs(args.text("response")?, args.text("answer")?, torch::reward::r1_zero)?;
+        let each = |reward: fn(&R1Zero) -> f64| tensor(&graded.map(reward));
+        Ok(vec![
+            ("reward", each(|graded| graded.reward)),
+            ("format_reward", each(|graded| graded.format_reward)),
+            ("answer_reward", each(|graded| graded.answer_reward)),
+        ])
+    }
+
+    pub(super) fn overlong(args: &TorchArgs<'_>) -> Result<Outputs> {
+        Ok(vec![("penalty", torch::reward::overlong(args.tensor("lengths")?, &args.options()?)?)])
+    }
+
+    fn tensor(rewards: &ArrayD<f64>) -> Tensor {
         let shape: Vec<i64> = rewards.shape().iter().map(|&axis| axis as i64).collect();
         let rewards: Vec<f64> = rewards.iter().copied().collect();
-        Ok(vec![("reward", Tensor::from_slice(&rewards).to_kind(Kind::Double).reshape(shape.as_slice()))])
+        Tensor::from_slice(&rewards).to_kind(Kind::Double).reshape(shape.as_slice())
     }
 }

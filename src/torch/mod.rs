@@ -15,12 +15,13 @@ pub mod logprob;
 pub mod mask;
 pub mod metrics;
 pub mod objective;
+pub mod optim;
 pub mod reward;
 pub mod rollout;
 pub mod sampling;
 pub mod value;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
@@ -41,4 +42,10 @@ fn of_kind(argument: &str, tensor: &Tensor, wanted: Kind) -> Result<()> {
         return Ok(());
     }
     Err(Error::input(argument, format!("is a tensor of {:?} where {wanted:?} is wanted", tensor.kind())))
+}
+
+/// Whether an entry is true, as far as one may look: on the CPU. Another device would have to be waited for, so there
+/// the caller answers for the values and nothing is seen.
+fn any_seen(entries: &Tensor) -> bool {
+    entries.device() == Device::Cpu && entries.any().int64_value(&[]) != 0
 }

@@ -1,11 +1,14 @@
-//! Rewards that are read off a response's text. There is nothing here for libtorch to compute: this is the trainer's
-//! own reading of the clauses, by regular expressions, which the reference's reading by hand is held against.
+//! Rewards that are read off a response's text or length. Texts leave nothing for libtorch to compute: this is the
+//! trainer's own reading of the clauses, by regular expressions, which the reference's reading by hand is held against.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
+use tch::Tensor;
 
-use crate::options::{Gsm8k, GsmCompare, GsmMethod, GsmOccurrence};
+use super::at_least_f32;
+use crate::axes::Axes;
+use crate::options::{Gsm8k, GsmCompare, GsmMethod, GsmOccurrence, Overlong};
 use crate::{Error, Result};
 
 #[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
@@ -20,6 +23,9 @@ static MARKED_TEXT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"#### (-?[0-9
 
 #[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
 static TEXT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"-?[0-9.,]+").unwrap());
+
+#[expect(clippy::unwrap_used, reason = "the patterns are constants that the tests compile")]
+static BRACES: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[{}]").unwrap());
 
 /// 1 if the response's final answer is the problem's, else 0. See [`crate::reference::reward::gsm8k`].
 ///
@@ -121,4 +127,75 @@ fn next_number(text: &str, from: usize) -> Option<(usize, Number, usize)> {
     let negative = sign.is_some() && !(digits.is_empty() && fraction.is_empty());
     let start = sign.map_or(whole.start(), |sign| sign.start());
     Some((start, (negative, digits, fraction.to_owned()), end))
+}
+
+/// What [`r1_zero`] gives, each 0 or 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct R1Zero {
+    /// 1 if format and answer are right.
+    pub reward: f64,
+    /// 1 if the format is right.
+    pub format_reward: f64,
+    /// 1 if the answer is right, and the format.
+    pub answer_reward: f64,
+}
+
+/// The reward of the r1_zero prompt, which asks for `<think> ... </think> <answer> ... </answer>`.
+/// See [`crate::reference::reward::r1_zero`].
+///
+/// # Errors
+/// `input` if the answer is empty.
+pub fn r1_zero(response: &str, answer: &str) -> Result<R1Zero> {
+    let wanted = answer.rfind("####").map_or(answer, |at| &answer[at + 4..]).trim_matches(BLANKS);
+    if wanted.is_empty() {
+        return Err(Error::input("answer", "is empty; give the solution or the answer"));
+    }
+    let is_formed = ["</think> <answer>", "</answer>"].iter().all(|tag| response.contains(tag));
+    let is_right = is_formed && given_answer(response).is_some_and(|given| is_same(given, wanted));
+    let (format_reward, reward) = (f64::from(is_formed), f64::from(is_right));
+    Ok(R1Zero { reward, format_reward, answer_reward: reward })
+}
+
+const BLANKS: [char; 4] = [' ', '\t', '\n', '\r'];
+
+/// What the last answer tag opens, or what the last box in it holds.
+fn given_answer(response: &str) -> Option<&str> {
+    let (_, opened) = response.rsplit_once("<answer>")?;
+    let given = opened.split_once("</answer>").map_or(opened, |(given, _)| given);
+    let Some((_, boxed)) = given.rsplit_once("\\boxed") else { return Some(given) };
+    let inside = boxed.strip_prefix('{')?;
+    let mut open = 1_usize;
+    let closing = BRACES.find_iter(inside).find(|brace| {
+        if brace.as_str() == "{" {
+            open += 1
+        } else {
+            open -= 1
+        }
+        open == 0
+    });
+    closing.map(|closing| &inside[..closing.start()])
+}
+
+fn is_same(given: &str, wanted: &str) -> bool {
+    let given = given.trim_matches(BLANKS);
+    given == wanted || sole_number(given).is_some_and(|number| Some(number) == sole_number(wanted))
+}
+
+/// The number that the text is, but for a dollar sign before it and a full stop after it.
+fn sole_number(text: &str) -> Option<Number> {
+    let text = text.strip_prefix('$').unwrap_or(text);
+    let (start, number, end) = next_number(text, 0)?;
+    (start == 0 && ["", "."].contains(&&text[end..])).then_some(number)
+}
+
+/// DAPO's soft penalty of responses that come near the length limit, `[B]`. See [`crate::reference::reward::overlong`].
+///
+/// # Errors
+/// `rank` if there is not one axis, `option` if an option is outside its domain.
+pub fn overlong(lengths: &Tensor, options: &Overlong) -> Result<Tensor> {
+    options.check()?;
+    Axes::default().bind("lengths", &["B"], &lengths.size())?;
+    let over = at_least_f32(&lengths.detach()) - (options.max_response_length - options.buffer);
+    let penalty = (over / -options.buffer * options.penalty_factor).clamp_max(0.0);
+    Ok(options.floor.map_or_else(|| penalty.shallow_clone(), |floor| penalty.clamp_min(floor)))
 }

@@ -145,7 +145,7 @@ fn array(input: &'static Input, sizes: &BTreeMap<&'static str, usize>) -> BoxedS
         Role::Mask => masks(count, width),
         Role::Token => proptest::collection::vec(0..vocabulary, count).prop_map(Data::Integer).boxed(),
         Role::Group => groups(count),
-        Role::Response => text().prop_map(|text| Data::Text(vec![text])).boxed(),
+        Role::Response => prop_oneof![text(), tagged()].prop_map(|text| Data::Text(vec![text])).boxed(),
         Role::Answer => text().prop_map(|text| Data::Text(vec![format!("{text} #### 18")])).boxed(),
     };
     data.prop_map(move |data| Array { shape: shape.clone(), data }).boxed()
@@ -219,6 +219,19 @@ fn text() -> BoxedStrategy<String> {
     ];
     let piece = proptest::sample::select(PIECES);
     proptest::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat()).boxed()
+}
+
+/// An answer between the tags of the r1_zero prompt, often the right one but for what stands around it.
+fn tagged() -> BoxedStrategy<String> {
+    const AROUND: &[&str] =
+        &["", " ", "\n", "\r", "\t", "\u{a0}", "x", "$", "-", ".", "}", "\\boxed{", "####"];
+    let around = || proptest::collection::vec(proptest::sample::select(AROUND), 0..3);
+    let number = proptest::sample::select(&["18", "18.0", "018", "8", "1,8", "x"][..]);
+    let answer = (around(), number, around())
+        .prop_map(|(before, number, after)| format!("{}{number}{}", before.concat(), after.concat()));
+    (text(), answer, text())
+        .prop_map(|(before, answer, after)| format!("{before}</think> <answer>{answer}</answer>{after}"))
+        .boxed()
 }
 
 /// Not a number, or infinite, wherever the mask leaves a slot out.
