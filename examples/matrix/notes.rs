@@ -86,6 +86,7 @@ const NOTES: &[Note] = &[
         "The value is NaN by its option; the gradient is so too.",
     ),
     ("openrlhf-0.11", "objective.clip", "far-clip-ratio-c-null", FIRST),
+    ("openrlhf-0.11", "objective.clip", "far-log-ratio-clamp-20-0", FIRST),
     ("openrlhf-0.11", "objective.clip", "far", FIRST),
     ("openrlhf-0.11", "objective.clip", "far-verl", FIRST),
 ];
