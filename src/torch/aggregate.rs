@@ -55,7 +55,7 @@ pub fn micro_batches(
     of_kind("response_mask", response_mask, Kind::Bool)?;
     of_kind("micro_batch", micro_batch, Kind::Int64)?;
     let (part, count) = parts_by_appearance(micro_batch);
-    let part = part.to_device(loss.device());
+    let part = part.to_device_(loss.device(), Kind::Int64, true, false);
     let rows = Rows::of(loss, response_mask);
     let by_part = |of_rows: &Tensor| {
         let none = of_rows.new_zeros([count], (of_rows.kind(), of_rows.device()));

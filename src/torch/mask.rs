@@ -58,7 +58,8 @@ pub fn variance(values: &Tensor, mask: &Tensor, options: &MaskedVariance) -> Res
 ///
 /// # Errors
 /// `rank` or `shape` if the shapes differ, `option` if eps is negative, `input` if `mask` is not boolean, `too-few` if
-/// no more than `ddof` entries are kept and the tensors are on the CPU: on another device they become NaN.
+/// no more than `ddof` entries are kept and the tensors are on the CPU: on another device, which would have to be waited
+/// for, a single entry counts as equal to itself.
 pub fn whiten(values: &Tensor, mask: &Tensor, options: &Whiten) -> Result<Tensor> {
     options.check()?;
     of_one_shape(values, mask)?;

@@ -213,7 +213,8 @@ pub fn pass_at_k(num_samples: &Tensor, num_correct: &Tensor, options: &PassAtK) 
     let column = Tensor::arange(k.min(MOST_SAMPLES), (Kind::Int64, num_samples.device()));
     let left = num_samples.unsqueeze(1) - &column;
     let (factors, taken) = (num_correct.clamp_max(k).unsqueeze(1), num_correct.clamp_min(k).unsqueeze(1));
-    let quotients = (&left - taken).clamp_min(0).to_kind(Kind::Double) / left;
+    // Where fewer than k samples are wrong, one of the factors is 0.
+    let quotients = (&left - taken).to_kind(Kind::Double) / left;
     let product = quotients.masked_fill(&column.ge_tensor(&factors), 1.0).prod_dim_int(1, false, None);
     Ok(1.0 - product)
 }
