@@ -63,7 +63,7 @@ pub struct GaeOutput<R> {
 /// Generalised advantage estimation: the decaying sum of a token's own and all later temporal differences.
 ///
 /// ```text
-/// A_t       = delta_t + gamma lam A_next,   A_next = 0 after the last token       Eq. 16
+/// A_t       = sum_k (gamma lam)^k delta_{t+k}                                     Eq. 16
 /// returns_t = A_t + V_t
 /// A         = whiten(A) over the batch's kept tokens, if asked for
 /// ```
@@ -112,14 +112,14 @@ pub fn gae<R: Real>(
     Ok(GaeOutput { advantages, returns })
 }
 
-/// A kept token of the recursion.
+/// A kept token.
 struct Step<R> {
     position: (usize, usize),
     td_error: R,
     advantage: R,
 }
 
-/// The recursion through every sequence, from its last slot to its first.
+/// The kept tokens of every sequence.
 fn steps<R: Real>(
     rewards: &ArrayRef2<R>,
     values: &ArrayRef2<R>,
@@ -134,19 +134,23 @@ fn steps<R: Real>(
     let (zero, gamma, lam) = (R::constant(0.0), R::constant(options.gamma), R::constant(lam));
     let mut steps = Vec::new();
     for (row, mask) in response_mask.rows().into_iter().enumerate() {
-        let (mut value_next, mut advantage_next) = (zero, zero);
-        for (t, &keep) in mask.iter().enumerate().rev() {
-            let (reward, value) = match options.mask_mode {
-                _ if keep => (rewards[[row, t]], values[[row, t]].detach()),
-                GaeMaskMode::None => (zero, zero),
-                GaeMaskMode::Carry => continue,
-            };
-            let td_error = reward + gamma * value_next - value;
-            let advantage = td_error + gamma * lam * advantage_next;
-            if keep {
-                steps.push(Step { position: (row, t), td_error, advantage });
-            }
-            (value_next, advantage_next) = (value, advantage);
+        let passed: Vec<usize> =
+            (0..mask.len()).filter(|&t| mask[t] || options.mask_mode == GaeMaskMode::None).collect();
+        let reward = |t: usize| if mask[t] { rewards[[row, t]] } else { zero };
+        let value = |t: usize| if mask[t] { values[[row, t]].detach() } else { zero };
+        let td_error = |place: usize| {
+            let value_next = passed.get(place + 1).map_or(zero, |&next| value(next));
+            R::sum([reward(passed[place]), gamma * value_next, -value(passed[place])])
+        };
+        let td_errors: Vec<R> = (0..passed.len()).map(td_error).collect();
+        for (place, &t) in passed.iter().enumerate().filter(|&(_, &t)| mask[t]) {
+            let mut decay = R::constant(1.0);
+            let advantage = R::sum(td_errors[place..].iter().map(|&td_error| {
+                let term = decay * td_error;
+                decay = decay * gamma * lam;
+                term
+            }));
+            steps.push(Step { position: (row, t), td_error: td_errors[place], advantage });
         }
     }
     Ok(steps)

@@ -3,11 +3,11 @@
 use tch::{Device, Kind, Tensor};
 
 use super::gae::{Front, decaying_sums};
-use super::{at_least_f32, of_kind, select};
+use super::{at_least_f32, mask, of_kind, select};
 use crate::axes::Axes;
 use crate::options::{
     EpsMode, Gpg, GpgAlpha, GroupNorm, GroupStd, LoneMember, MaskedReturn, Opo, PassAtKAdvantage,
-    ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo, Singleton, StdScope, WhitenAdvantages, WhitenEps,
+    ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo, Singleton, StdScope, WhitenAdvantages,
 };
 use crate::{Error, Result};
 
@@ -323,26 +323,10 @@ pub(super) fn whitened(
     response_mask: &Tensor,
     options: &WhitenAdvantages,
 ) -> Result<Tensor> {
-    let kept = select(values, response_mask);
     if !options.whiten {
-        return Ok(kept);
+        return Ok(select(values, response_mask));
     }
-    let (count, ddof) = (response_mask.sum(Kind::Int64), i64::from(u8::from(options.whiten_ddof)));
-    if values.numel() == 0 || (values.device() == Device::Cpu && count.int64_value(&[]) <= ddof) {
-        let (argument, need) = ("mask".to_owned(), ddof as usize + 1);
-        return Err(Error::TooFew { argument, kept: count.int64_value(&[]) as usize, need });
-    }
-    let masked = response_mask.logical_not();
-    let largest = values.masked_fill(&masked, f64::NEG_INFINITY).max();
-    let smallest = values.masked_fill(&masked, f64::INFINITY).min();
-    let centred = select(&(values - kept.sum(values.kind()) / &count), response_mask);
-    let variance = centred.square().sum(values.kind()) / (&count - ddof);
-    let squared_scale = match options.whiten_eps_mode {
-        WhitenEps::Add => variance + options.whiten_eps,
-        WhitenEps::Clamp => variance.clamp_min(options.whiten_eps),
-    };
-    let left_out = masked.logical_or(&largest.eq_tensor(&smallest));
-    Ok((centred / squared_scale.sqrt()).masked_fill(&left_out, 0.0))
+    mask::whiten(values, response_mask, &options.options())
 }
 
 /// Which group each sequence belongs to, and how large that is.
