@@ -19,6 +19,7 @@ mod kills;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
+mod planted;
 mod process;
 mod readme;
 mod report;
