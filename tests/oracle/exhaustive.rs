@@ -24,7 +24,7 @@ use crate::questions::poison_masked_slots;
 type Formula64 = Formula<f64>;
 
 /// The most questions that a trial's domains may have between them, before equal ones are dropped.
-const QUESTIONS: u64 = 1500;
+const QUESTIONS: u64 = 600;
 /// The shapes: sequences, tokens of each, vocabulary.
 const SHAPES: &[(usize, usize, usize)] = &[
     (1, 1, 2),
