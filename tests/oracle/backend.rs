@@ -50,6 +50,15 @@ impl Backend {
         }
     }
 
+    /// Whether it is asked every question of small domains: libtorch, in the formats that it computes in.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        match self {
+            Self::Reference => false,
+            #[cfg(feature = "torch")]
+            Self::Torch(_, dtype) => *dtype != Dtype::Bf16,
+        }
+    }
+
     /// The format of the inputs.
     pub(crate) fn input_dtype(&self) -> Dtype {
         match self {

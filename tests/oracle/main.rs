@@ -1,12 +1,14 @@
 //! The oracle: named trials, formula x check x backend, all from the one table of formulas.
 //!
 //! `cargo test --test oracle -- kl.estimate` runs one formula's trials. The first lines say which devices and formats
-//! take part. With `GRPO_ORACLE_REQUIRE_CUDA=1` a run without a CUDA device fails.
+//! take part. With `GRPO_ORACLE_REQUIRE_CUDA=1` a run without a CUDA device fails. `GRPO_ORACLE_EXHAUSTIVE=N` has every
+//! `exhaustive` trial take domains of up to N questions; their table ends the run.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod backend;
 mod bounds;
 mod checks;
+mod exhaustive;
 mod questions;
 mod second;
 mod single;
@@ -14,6 +16,7 @@ mod single;
 use backend::Backend;
 use grpo_oracle::formula::Formula;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -35,9 +38,18 @@ fn main() -> std::process::ExitCode {
             trials.push(Trial::test(name("fixtures"), move || checks::fixtures(id, backend)));
             trials.push(Trial::test(name("random"), move || checks::random(id, backend)));
             trials.push(Trial::test(name("rejects"), move || checks::rejects(id, backend)));
+            if checks::RECURSIVE.contains(&id) {
+                trials.push(Trial::test(name("long"), move || checks::long(id, backend)));
+            }
+            if backend.is_exhausted() {
+                trials.push(Trial::test(name("exhaustive"), move || exhaustive::hold(id, backend)));
+            }
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let start = Instant::now();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    exhaustive::print_tallies(start.elapsed());
+    conclusion.exit_code()
 }
 
 /// Shows in every run whether the second oracle took part; a run that must have it fails without.

@@ -21,6 +21,8 @@ pub(crate) type Largest = (usize, usize, usize);
 pub(crate) const SMALL: Largest = (5, 6, 6);
 /// Large enough for the order of a sum to matter.
 pub(crate) const LARGE: Largest = (24, 12, 16);
+/// Long enough for a recursion over the tokens to take all its steps.
+pub(crate) const LONG: Largest = (3, 100, 2);
 
 /// Questions of every family.
 pub(crate) fn strategy(formula: &'static Formula64, largest: Largest) -> BoxedStrategy<Question> {
@@ -235,7 +237,7 @@ fn tagged() -> BoxedStrategy<String> {
 }
 
 /// Not a number, or infinite, wherever the mask leaves a slot out.
-fn poison_masked_slots(formula: &Formula64, question: &mut Question) {
+pub(crate) fn poison_masked_slots(formula: &Formula64, question: &mut Question) {
     let first = formula.inputs.iter().find(|input| input.role == Role::Mask);
     let mask = first.and_then(|input| question.inputs.get(input.name)).and_then(|array| match &array.data {
         Data::Mask(mask) => Some((array.shape.clone(), mask.clone())),
