@@ -354,7 +354,10 @@ fn is_the_same(expected: &Evaluation, joined: &Answer, alone: &Answer) -> Result
 
 /// Whether the formula treats the rows, or the groups, of the question each by itself.
 fn may_join(id: &str, question: &Question) -> bool {
-    let looks_at_all = |(option, value): (&str, &str)| question.options[option].to_string() == value;
+    let looks_at_all = |(option, value): (&str, &str)| {
+        let given = question.options[option].to_string();
+        given == value
+    };
     JOINED.iter().any(|(joined, unless)| *joined == id && !unless.is_some_and(looks_at_all))
 }
 
