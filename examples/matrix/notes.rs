@@ -25,12 +25,7 @@ const NOTES: &[Note] = &[
     ("", "value.clipped", "nothing-kept", NOTHING),
     ("", "objective.clip", "nothing-kept", "The mean of nothing is 0 / 0."),
     ("", "metrics.policy", "nothing-kept", "The mean of nothing is 0 / 0."),
-    (
-        "verl-0.9.1",
-        "kl.in_reward",
-        "kl.in-reward.current-kl",
-        "A response without a kept token counts as 0, as the page says.",
-    ),
+    ("verl-0.9.1", "kl.in_reward", "kl.in-reward.current-kl", AS_ZERO),
     (
         "verl-0.9.1",
         "value.clipped",
@@ -44,18 +39,8 @@ const NOTES: &[Note] = &[
         "everything-masked-normalised",
         "Where every weight is 0 its statistics divide by 0.",
     ),
-    (
-        "trl-1.16",
-        "objective.gmpo",
-        "objective.gmpo.clip",
-        "A sequence without a kept token counts, with a ratio of 1 (`r[objective.gmpo.empty]`). No option.",
-    ),
-    (
-        "openrlhf-0.11",
-        "mask.mean",
-        "mask.mean.empty",
-        "The value is NaN by its option; the gradient is so too.",
-    ),
+    ("trl-1.16", "objective.gmpo", "objective.gmpo.clip", AS_ONE),
+    ("openrlhf-0.11", "mask.mean", "mask.mean.empty", NAN),
     ("", "advantage.reinforce_plus_plus_baseline", "family-empty-rows", ABSENT),
     (
         "verl-0.9.1",
@@ -63,33 +48,25 @@ const NOTES: &[Note] = &[
         "with-dp-size-4-0",
         "With `dp_size` it wants to be told the batch's tokens. No option.",
     ),
-    (
-        "verl-0.9.1",
-        "kl.in_reward",
-        "family-empty-rows",
-        "A response without a kept token counts as 0, as the page says.",
-    ),
-    (
-        "trl-1.16",
-        "objective.gmpo",
-        "family-empty-rows",
-        "A sequence without a kept token counts, with a ratio of 1 (`r[objective.gmpo.empty]`). No option.",
-    ),
+    ("verl-0.9.1", "kl.in_reward", "family-empty-rows", AS_ZERO),
+    ("trl-1.16", "objective.gmpo", "family-empty-rows", AS_ONE),
     ("", "objective.actor_loss", "family-log-ratio-1024", OVERFLOW),
     ("", "objective.gspo", "family-log-ratio-1024", OVERFLOW),
     ("trl-1.16", "objective.clip", "family-log-ratio-1024", BESIDE),
     ("trl-1.16", "kl.estimate", "family-log-ratio-1024", BESIDE),
-    (
-        "openrlhf-0.11",
-        "mask.mean",
-        "with-empty-nan",
-        "The value is NaN by its option; the gradient is so too.",
-    ),
+    ("openrlhf-0.11", "mask.mean", "with-empty-nan", NAN),
     ("openrlhf-0.11", "objective.clip", "far-clip-ratio-c-null", FIRST),
     ("openrlhf-0.11", "objective.clip", "far-log-ratio-clamp-20-0", FIRST),
     ("openrlhf-0.11", "objective.clip", "far", FIRST),
     ("openrlhf-0.11", "objective.clip", "far-verl", FIRST),
 ];
+
+const AS_ZERO: &str = "A response without a kept token counts as 0, as the page says.";
+
+const AS_ONE: &str =
+    "A sequence without a kept token counts, with a ratio of 1 (`r[objective.gmpo.empty]`). No option.";
+
+const NAN: &str = "The value is NaN by its option; the gradient is so too.";
 
 const ABSENT: &str = "A response without a kept token counts in its group \
                       (`r[advantage.reinforce-plus-plus-baseline.absent]`). No option.";
