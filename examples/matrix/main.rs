@@ -5,10 +5,11 @@
 //!         trl-1.16="/tmp/trl/bin/python examples/adapters/trl_adapter.py" \
 //!         openrlhf-0.11="/tmp/openrlhf/bin/python examples/adapters/openrlhf_adapter.py"
 //!
-//! Each package is named by its page in spec/conventions/. An adapter is asked three times over: the cases with finite
-//! numbers in masked slots (`--finite-padding`), the cases as they are, and their inputs with no options at all, which asks
-//! for the package's own defaults and is judged by the reference with the options of that page.
+//! Each package is named by its page in spec/conventions/. An adapter is asked four times over: the cases with finite
+//! numbers in masked slots (`--finite-padding`), the cases as they are, their inputs with no options at all, which asks
+//! for the package's own defaults and is judged by the reference with the options of that page, and by `identify`.
 
+mod identified;
 mod notes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,9 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use grpo_oracle::conformance::{Limits, Outcome, Process, Report, Status, Subject, Task, plan, run};
+use grpo_oracle::conformance::{
+    Identification, Limits, Outcome, Process, Report, Status, Subject, Task, identify, plan, run,
+};
 use grpo_oracle::convention::Convention;
 use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::fixture::{self, Expected, Fixture};
@@ -60,6 +63,8 @@ struct Package {
     poisoned: Report,
     /// The cases' inputs with no options, judged by the convention.
     defaults: Report,
+    /// Its settings, told by its answers to questions with no options.
+    identified: Identification,
 }
 
 impl Package {
@@ -75,6 +80,7 @@ impl Package {
             asked: run(&mut finite, command, cases.clone(), |_| {}),
             poisoned: run(&mut poisoned, command, cases, |_| {}),
             defaults: run(&mut finite, command, by_default, |_| {}),
+            identified: identify(&mut finite, fixtures, &formulas, |_| {})?,
         })
     }
 
@@ -215,6 +221,8 @@ fn section(page: &mut String, package: &Package) -> Result<(), Box<dyn Error>> {
             not_given(&asked)
         )?;
     }
+    writeln!(page)?;
+    identified::section(page, &package.identified)?;
     differences(page, package)
 }
 
