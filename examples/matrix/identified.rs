@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
-use grpo_oracle::conformance::{Finding, Identification, Identified, Told};
+use grpo_oracle::conformance::{Finding, Identification, Identified, Setting, Told};
 use grpo_oracle::formula::Formula;
 use serde_json::Value;
 
@@ -34,10 +34,12 @@ fn found(one: &Identified) -> (String, String) {
             let idle = options.iter().filter(|told| told.is_idle).map(|told| format!("`{}`", told.name));
             (differing(&one.formula, options), idle.collect::<Vec<_>>().join(", "))
         }
-        Finding::NoMatch { agreed, first: (question, how), .. } => {
+        Finding::NoMatch { nearest, agreed, first: (question, how) } => {
             let how = how.split(": off by").next().unwrap_or_default();
             let words = format!(
-                "no setting; the nearest gives {agreed} of {} answers, not that of `{question}`: {how}",
+                "{}, but for {} of {} answers, such as that of `{question}`: {how}",
+                set(&one.formula, nearest),
+                one.answered - agreed,
                 one.answered
             );
             (words, String::new())
@@ -46,14 +48,25 @@ fn found(one: &Identified) -> (String, String) {
     }
 }
 
+/// The options that the answers tell, where they are not the defaults.
 fn differing(formula: &str, options: &[Told]) -> String {
     let defaults = Formula::<f64>::find(formula).map(|row| (row.defaults)()).unwrap_or_default();
     let is_default =
         |told: &&Told| matches!(told.values.as_slice(), [one] if defaults.get(&told.name) == Some(one));
-    let told = options.iter().filter(|told| !told.is_idle && !is_default(told)).map(|told| {
+    listed(options.iter().filter(|told| !told.is_idle && !is_default(told)).map(|told| {
         let values: Vec<String> = told.values.iter().map(Value::to_string).collect();
-        format!("`{} = {}`", told.name, values.join(" or "))
-    });
-    let told: Vec<String> = told.collect();
-    if told.is_empty() { "none".to_owned() } else { told.join(", ") }
+        (told.name.as_str(), values.join(" or "))
+    }))
+}
+
+/// A whole setting, where it is not the defaults.
+fn set(formula: &str, setting: &Setting) -> String {
+    let defaults = Formula::<f64>::find(formula).map(|row| (row.defaults)()).unwrap_or_default();
+    let differing = setting.iter().filter(|(name, value)| defaults.get(*name) != Some(value));
+    listed(differing.map(|(name, value)| (name.as_str(), value.to_string())))
+}
+
+fn listed<'a>(options: impl Iterator<Item = (&'a str, String)>) -> String {
+    let words: Vec<String> = options.map(|(name, value)| format!("`{name} = {value}`")).collect();
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }

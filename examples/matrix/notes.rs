@@ -14,6 +14,8 @@ const NOTES: &[Note] = &[
         "Whether rewards are equal is not asked: what rounding leaves of reward less mean stays, over what it leaves of the \
          deviation. No option. Rewards with an exact mean, 0 and 1 among them, get 0.",
     ),
+    ("", "mask.variance", "mask.variance.equal", EQUAL),
+    ("", "mask.whiten", "mask.whiten.equal", EQUAL),
     (
         "",
         "logprob.",
@@ -60,6 +62,9 @@ const NOTES: &[Note] = &[
     ("openrlhf-0.11", "objective.clip", "far", FIRST),
     ("openrlhf-0.11", "objective.clip", "far-verl", FIRST),
 ];
+
+const EQUAL: &str = "Whether values are equal is not asked: what rounding leaves of value less mean stays. No option. Values \
+                     with an exact mean have variance 0.";
 
 const AS_ZERO: &str = "A response without a kept token counts as 0, as the page says.";
 
