@@ -5,6 +5,8 @@
 mod adapters;
 mod answers;
 mod command;
+#[cfg(feature = "torch")]
+mod config;
 mod conventions;
 mod diagnosis;
 mod documents;

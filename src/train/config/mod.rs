@@ -1,11 +1,16 @@
 //! What decides a run, under the names that verl and the documents use: `algorithm.adv_estimator`,
 //! `actor_rollout_ref.rollout.n`. A key that verl does not have says so.
 
+mod names;
+mod read;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::options::{GroupPpo, KlControllerType, KlPenalty, LossAggMode};
+
+pub use read::{Read, keys, read};
 
 /// A whole configuration. The fields are its sections.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -217,6 +222,7 @@ pub enum LossMode {
     /// The clipped ratio as a constant weight (`objective.cispo`).
     Cispo,
     /// The geometric mean of a sequence's ratios (`objective.gmpo`).
+    #[serde(alias = "gmpo")]
     GeoMean,
     /// A soft gate in the place of the clip (`objective.sapo`).
     Sapo,
