@@ -7,6 +7,7 @@ use crate::Result;
 
 /// How per-token losses become one number (clauses `aggregate.*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "torch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum LossAggMode {
     /// The sum over all kept tokens over their number.

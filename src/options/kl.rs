@@ -9,6 +9,7 @@ use crate::Result;
 ///
 /// The forms with "+" keep the estimator's value and take the gradient of k2 (straight-through).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "torch", derive(schemars::JsonSchema))]
 pub enum KlPenalty {
     /// d.
     #[serde(rename = "k1", alias = "kl")]
@@ -104,6 +105,7 @@ impl KlInReward {
 
 /// Whether the coefficient of the KL penalty is adapted (clauses `kl.controller.*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "torch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum KlControllerType {
     /// It stays as it is.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use grpo_oracle::options::{KlPenalty, LossAggMode};
-use grpo_oracle::train::config::{AdvEstimator, Config, Read, TargetModules, keys, read};
+use grpo_oracle::train::config::{AdvEstimator, Config, Read, TargetModules, describe, keys, page, read};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -154,7 +154,7 @@ fn a_wrong_key_is_named_with_the_nearest_that_there_is() {
         ("data.train_batch_size=-4", "invalid value: integer `-4`, expected usize"),
         ("actor_rollout_ref.actor.optim.betas=[0.9,x]", "invalid type: string \"x\", expected f64"),
         ("data.seed=[1", "cannot be read"),
-        ("data.seed={a: 1}", "it is no number, text, truth value or list"),
+        ("data.seed={a:1}", "it is no number, text, truth value or list"),
         ("actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=8", "the model is on one device"),
         ("actor_rollout_ref.actor.strategy=megatron", "the model is on one device"),
         ("actor_rollout_ref.actor.lora.enable=True", "say the adapters' rank"),
@@ -195,4 +195,22 @@ fn what_a_run_writes_is_read_back() {
     fs::write(&path, serde_json::to_string_pretty(&config).unwrap()).unwrap();
     assert_eq!(read(Config::default(), Some(&path), &[]).unwrap(), Read { config, notes: Vec::new() });
     assert_eq!(keys(&Config::default())["algorithm.adv_estimator"], json!("grpo"));
+}
+
+#[test]
+fn the_list_of_keys_is_whole_and_as_published() {
+    let described = describe();
+    let names: Vec<&str> = described.iter().map(|key| key.name.as_str()).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    let all = keys(&Config::default());
+    assert_eq!(sorted, all.keys().map(String::as_str).collect::<Vec<_>>());
+    for key in &described {
+        assert!(!key.words.is_empty(), "{}", key.name);
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.md");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(path, page()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(path).unwrap(), page(), "UPDATE=1 writes it anew");
 }

@@ -1,19 +1,22 @@
 //! What decides a run, under the names that verl and the documents use: `algorithm.adv_estimator`,
 //! `actor_rollout_ref.rollout.n`. A key that verl does not have says so.
 
+mod describe;
 mod names;
 mod read;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::options::{GroupPpo, KlControllerType, KlPenalty, LossAggMode};
 
+pub use describe::{Key, describe, page};
 pub use read::{Read, keys, read};
 
 /// A whole configuration. The fields are its sections.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The problems, and how many of them a step takes.
@@ -33,7 +36,7 @@ pub struct Config {
 }
 
 /// `data`: the problems.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Problems to train on: a .jsonl or .parquet file, `gsm8k` for the hub's, or `builtin:easy`, `builtin:medium`,
@@ -77,7 +80,7 @@ impl Default for Data {
 }
 
 /// `actor_rollout_ref`: the policy.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ActorRolloutRef {
     /// The weights.
@@ -89,7 +92,7 @@ pub struct ActorRolloutRef {
 }
 
 /// `actor_rollout_ref.model`: the weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSource {
     /// A .gguf file, a Hugging Face directory, a hub id (`org/name`), or `tiny` for a small model with random weights.
@@ -117,7 +120,7 @@ impl Default for ModelSource {
 }
 
 /// One word for several layers, or their list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum TargetModules {
     /// `all-linear`: every linear layer but the head; any other word is the name of a layer.
@@ -127,7 +130,7 @@ pub enum TargetModules {
 }
 
 /// `actor_rollout_ref.actor`: the update.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Actor {
     /// Problems (not responses) for each optimiser step; `None` for all of the step's.
@@ -201,7 +204,7 @@ impl Default for Actor {
 }
 
 /// `actor_rollout_ref.actor.policy_loss`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyLoss {
     /// The objective.
@@ -209,7 +212,7 @@ pub struct PolicyLoss {
 }
 
 /// The objectives that a run can be given.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LossMode {
     /// The clipped ratio (`objective.clip`).
@@ -229,7 +232,7 @@ pub enum LossMode {
 }
 
 /// AdamW and its schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Optim {
     /// The largest learning rate.
@@ -263,7 +266,7 @@ impl Default for Optim {
 }
 
 /// The learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheduler {
     /// It stays.
@@ -276,7 +279,7 @@ pub enum Scheduler {
 }
 
 /// A format of weights.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
     /// Single precision.
@@ -289,7 +292,7 @@ pub enum Dtype {
 }
 
 /// `actor_rollout_ref.rollout`: the sampling.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rollout {
     /// Responses to each problem: the size of a group.
@@ -311,7 +314,7 @@ impl Default for Rollout {
 }
 
 /// `actor_rollout_ref.rollout.val_kwargs`: greedy, unless sampling is asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Validation {
     /// Responses to each problem: pass@k is told for the powers of two up to it.
@@ -333,7 +336,7 @@ impl Default for Validation {
 }
 
 /// `critic`: the value model, which starts from the policy's weights with a new head.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Critic {
     /// AdamW and its schedule.
@@ -367,7 +370,7 @@ impl Default for Critic {
 }
 
 /// `algorithm`: from rewards to advantages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Algorithm {
     /// The estimator.
@@ -416,7 +419,7 @@ impl Default for Algorithm {
 }
 
 /// The estimators that a run can be given.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdvEstimator {
     /// Normalised within the group (`advantage.group_norm`).
@@ -441,7 +444,7 @@ pub enum AdvEstimator {
 }
 
 /// `algorithm.kl_ctrl`: the coefficient of the KL in the reward.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KlCtrl {
     /// Whether it changes with the KL that is seen.
@@ -462,7 +465,7 @@ impl Default for KlCtrl {
 }
 
 /// `algorithm.filter_groups`: groups whose rewards are all equal are replaced by further ones.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FilterGroups {
     /// Whether that is done.
@@ -478,7 +481,7 @@ impl Default for FilterGroups {
 }
 
 /// `algorithm.group_params`: GROUP-PPO.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GroupParams {
     /// Where the threshold starts.
@@ -516,7 +519,7 @@ impl Default for GroupParams {
 }
 
 /// `reward`: what a response is worth.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reward {
     /// How the final answer is found; not in verl.
@@ -526,7 +529,7 @@ pub struct Reward {
 }
 
 /// How the final answer is found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RewardMethod {
     /// After `####`.
@@ -537,7 +540,7 @@ pub enum RewardMethod {
 }
 
 /// `reward.overlong_buffer`: DAPO's penalty for long responses.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OverlongBuffer {
     /// Whether there is one.
@@ -555,7 +558,7 @@ impl Default for OverlongBuffer {
 }
 
 /// `sft`: supervised training before the first rollout.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sft {
     /// Passes through the worked solutions; 0 for none.
@@ -586,7 +589,7 @@ impl Default for Sft {
 }
 
 /// `trainer`: the run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trainer {
     /// Passes through the problems.
