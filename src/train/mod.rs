@@ -14,3 +14,4 @@ pub mod report;
 pub mod rollout;
 pub mod score;
 pub mod step;
+pub mod tensorboard;

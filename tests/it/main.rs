@@ -23,10 +23,14 @@ mod laws;
 mod llm;
 mod planted;
 mod process;
+#[cfg(feature = "torch")]
+mod python;
 mod readme;
 mod report;
 mod schema;
 mod spec;
+#[cfg(feature = "torch")]
+mod tensorboard;
 mod tidy;
 #[cfg(feature = "torch")]
 mod train;

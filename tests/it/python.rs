@@ -1,0 +1,21 @@
+//! Pythons that have what a test wants. `tests/python/requirements.txt` names all of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A Python that can import the package; without one the test says so and is left out, or fails with
+/// `GRPO_ORACLE_REQUIRE_PYTHON=1`.
+pub(crate) fn with(package: &str) -> Option<PathBuf> {
+    let of_setup = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    let found = [of_setup, PathBuf::from("python3")].into_iter().find(|python| {
+        let import = format!("import {package}");
+        let status = Command::new(python).args(["-c", &import]).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    });
+    let required = std::env::var_os("GRPO_ORACLE_REQUIRE_PYTHON").is_some_and(|value| value != "0");
+    assert!(found.is_some() || !required, "no Python with {package}; see tests/python/requirements.txt");
+    if found.is_none() {
+        println!("left out: no Python with {package}; see tests/python/requirements.txt");
+    }
+    found
+}
