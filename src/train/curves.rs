@@ -5,6 +5,7 @@ use std::ops::Range;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use super::page::Chart;
 use super::report::{EvalLine, StepLine};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -12,6 +13,8 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 type Points = Vec<(f64, f64)>;
 
 const SIZE: (u32, u32) = (960, 620);
+/// The size of one quantity's picture.
+pub(super) const CHART: (u32, u32) = (420, 240);
 const REWARD: RGBColor = RGBColor(49, 104, 166);
 const HELD_OUT: RGBColor = RGBColor(214, 96, 32);
 const MINOR: RGBColor = RGBColor(84, 120, 90);
@@ -29,6 +32,30 @@ pub fn svg(title: &str, steps: &[StepLine], evaluations: &[EvalLine]) -> Result<
     Ok(picture)
 }
 
+/// One quantity as SVG text.
+///
+/// # Errors
+/// What the drawing library reports.
+pub fn chart(chart: &Chart) -> Result<String, String> {
+    let mut picture = String::new();
+    draw_chart(&mut picture, chart).map_err(|error| error.to_string())?;
+    Ok(picture)
+}
+
+fn draw_chart(picture: &mut String, chart: &Chart) -> Drawn {
+    let root = SVGBackend::with_string(picture, CHART).into_drawing_area();
+    root.fill(&WHITE)?;
+    let finite = |points: &[(f64, f64)]| -> Points {
+        points.iter().copied().filter(|point| point.1.is_finite()).collect()
+    };
+    let points = finite(&chart.points);
+    let beside = chart.beside.as_ref().map(|(name, points)| (name.as_str(), finite(points)));
+    let last = points.iter().chain(beside.iter().flat_map(|(_, points)| points)).map(|point| point.0);
+    small(&root, &chart.title, 0.0..last.fold(1.0, f64::max), &points, beside)?;
+    root.present()?;
+    Ok(())
+}
+
 fn draw(picture: &mut String, title: &str, steps: &[StepLine], evaluations: &[EvalLine]) -> Drawn {
     let root = SVGBackend::with_string(picture, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
@@ -43,9 +70,9 @@ fn draw(picture: &mut String, title: &str, steps: &[StepLine], evaluations: &[Ev
         let points = steps.iter().filter_map(|line| value(line).map(|value| (line.step as f64, value)));
         points.filter(|point| point.1.is_finite()).collect()
     };
-    small(&panels[0], "KL to the start model (nats per token)", x.clone(), &of(|line| line.update.kl))?;
-    small(&panels[1], "loss", x.clone(), &of(|line| Some(line.update.loss)))?;
-    small(&panels[2], "response length (tokens)", x, &of(|line| Some(line.response_length_mean)))?;
+    small(&panels[0], "KL to the start model (nats per token)", x.clone(), &of(|line| line.update.kl), None)?;
+    small(&panels[1], "loss", x.clone(), &of(|line| Some(line.update.loss)), None)?;
+    small(&panels[2], "response length (tokens)", x, &of(|line| Some(line.response_length_mean)), None)?;
     root.present()?;
     Ok(())
 }
@@ -96,8 +123,16 @@ fn accuracy(area: &Area, x: Range<f64>, steps: &[StepLine], evaluations: &[EvalL
     Ok(())
 }
 
-fn small(area: &Area, title: &str, x: Range<f64>, points: &[(f64, f64)]) -> Drawn {
-    let y = around(points);
+/// One quantity, and perhaps another of the same unit.
+fn small(
+    area: &Area,
+    title: &str,
+    x: Range<f64>,
+    points: &[(f64, f64)],
+    beside: Option<(&str, Points)>,
+) -> Drawn {
+    let others = beside.iter().flat_map(|(_, points)| points.iter().copied());
+    let y = around(&points.iter().copied().chain(others).collect::<Points>());
     let decimals = decimals(y.end - y.start);
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 14).into_font().color(&INK))
@@ -118,6 +153,23 @@ fn small(area: &Area, title: &str, x: Range<f64>, points: &[(f64, f64)]) -> Draw
         .label_style((FONT, 12).into_font().color(&INK))
         .draw()?;
     chart.draw_series(LineSeries::new(points.iter().copied(), MINOR.stroke_width(2)))?;
+    if points.len() == 1 {
+        chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, MINOR.filled())))?;
+    }
+    if let Some((name, points)) = beside {
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), HELD_OUT.stroke_width(2)))?
+            .label(name)
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], HELD_OUT.stroke_width(2)));
+        chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, HELD_OUT.filled())))?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(GRID)
+            .label_font((FONT, 12).into_font().color(&INK))
+            .draw()?;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ pub mod data;
 pub mod evaluate;
 pub mod hub;
 pub mod optim;
+pub mod page;
 pub mod progress;
 pub mod prompt;
 pub mod report;

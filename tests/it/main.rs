@@ -21,6 +21,8 @@ mod kills;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
+#[cfg(feature = "torch")]
+mod page;
 mod planted;
 mod process;
 #[cfg(feature = "torch")]
