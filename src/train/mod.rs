@@ -2,6 +2,7 @@
 //! of a run. `examples/gsm8k/main.rs` is the loop over these pieces.
 
 pub mod builtin;
+pub mod checkpoint;
 pub mod config;
 pub mod curves;
 pub mod data;

@@ -4,6 +4,8 @@
 
 mod adapters;
 mod answers;
+#[cfg(feature = "torch")]
+mod checkpoint;
 mod command;
 #[cfg(feature = "torch")]
 mod config;
