@@ -29,13 +29,14 @@ const SHAPES: &[(usize, usize, usize)] = &[
     (3, 2, 2),
     (5, 1, 2),
 ];
+
 /// All questions of one shape, with the entries of one grid.
 pub(super) struct Domain {
     formula: &'static Formula64,
     options: Vec<Map<String, Value>>,
     /// The shape of every input and the values of its entries.
     inputs: Vec<(Vec<usize>, Data)>,
-    /// How many questions there are, before equal ones are dropped.
+    /// How many questions there are at most.
     pub(super) count: u64,
 }
 
@@ -177,14 +178,35 @@ fn is_in_order(labels: &[usize]) -> bool {
     })
 }
 
-/// How many questions there are, before equal ones are dropped; `None` if they cannot be counted.
+/// How many questions there are at most; `None` if they cannot be counted.
 fn count(formula: &Formula64, inputs: &[(Vec<usize>, Data)], changed: usize) -> Option<u64> {
     let is_optional = formula.inputs.iter().any(|input| input.needed == Needed::Optional);
     let start = ways(formula, changed)?.checked_mul(if is_optional { 2 } else { 1 })?;
-    inputs.iter().try_fold(start, |count, (shape, grid)| {
-        let entries = u32::try_from(shape.iter().product::<usize>()).ok()?;
-        count.checked_mul((length(grid) as u64).checked_pow(entries)?)
-    })
+    let mask = formula.inputs.iter().position(|input| input.role == Role::Mask);
+    let masked = mask.map(|mask| &inputs[mask].0);
+    // Of a slot: what may stand in it if it is kept, and that it is not.
+    let mut of_slot = 1_u64;
+    let mut all = start;
+    for (index, (input, (shape, grid))) in formula.inputs.iter().zip(inputs).enumerate() {
+        let (entries, values) = (shape.iter().product::<usize>(), length(grid) as u64);
+        if input.role == Role::Group {
+            all = all.checked_mul(partitions(entries, 0))?;
+        } else if matches!(grid, Data::Real(_)) && masked == Some(shape) {
+            of_slot = of_slot.checked_mul(values)?;
+        } else if mask != Some(index) {
+            all = all.checked_mul(values.checked_pow(u32::try_from(entries).ok()?)?)?;
+        }
+    }
+    let slots: usize = masked.map_or(0, |shape| shape.iter().product());
+    all.checked_mul(of_slot.checked_add(1)?.checked_pow(u32::try_from(slots).ok()?)?)
+}
+
+/// How many ways there are to part so many members into groups, of which there are some already.
+fn partitions(members: usize, groups: u64) -> u64 {
+    match members {
+        0 => 1,
+        _ => groups * partitions(members - 1, groups) + partitions(members - 1, groups + 1),
+    }
 }
 
 /// How many choices of options there are of which at most `changed` are not the default.

@@ -2,10 +2,10 @@
 //! partitions into groups, all choices of options.
 //!
 //! A domain is a shape, a grid and how many options may differ from their defaults at once. A trial takes the largest
-//! domains of every shape that `GRPO_ORACLE_EXHAUSTIVE` questions allow (an eighth of them where every question is a
-//! call of its own), and asks each of them to its end. Questions
-//! that differ only in what is not read are asked once: masked slots hold NaN and infinities, and group labels are
-//! numbered as they appear. Domains of one shape may share questions, which then count twice.
+//! domains of every shape that `GRPO_ORACLE_EXHAUSTIVE` questions allow, and asks each of them to its end. Where every
+//! question is a call of its own it takes domains of a 64th, which cost as much. Questions that differ only in what is
+//! not read are asked once: masked slots hold NaN and infinities, and group labels are numbered as they appear. Domains
+//! of one shape may share questions, which then count twice.
 //!
 //! The reference answers a question once, and every format of libtorch is held against that answer.
 
@@ -28,12 +28,12 @@ use tally::Tally;
 use crate::backend::{Answer, Backend, judge};
 use crate::checks::is_unseen;
 
-/// The most questions that a trial's domains may have between them, before equal ones are dropped.
-const QUESTIONS: u64 = 600;
-/// How many times fewer a formula has, beyond these, of which every question is a call of its own.
-const DEARER: u64 = 8;
+/// The most questions that a trial's domains may have between them.
+const QUESTIONS: u64 = 450;
+/// How many times fewer, though no fewer than these, where every question is a call of its own.
+const DEARER: u64 = 64;
 /// How many of a trial's questions have gradients as well, about: they cost the reference a pass for every entry.
-const GRADIENTS: u64 = 20_000;
+const GRADIENTS: u64 = 10_000;
 /// The questions that are put into one call of libtorch, where they may be.
 const TOGETHER: usize = 256;
 /// The questions of every domain that are asked by themselves as well as joined.
@@ -99,7 +99,7 @@ fn page(backends: &[Backend], table: &str, elapsed: Duration) -> String {
          cargo test{flag} --features torch --test oracle -- ::exhaustive\n\
          ```\n\n\
          {}, {cores} cores, {build} build, {:.0} s: libtorch ({}) against the reference, every question of the domains \
-         that `tests/oracle/exhaustive/domain.rs` names. Applicable are those whose branches are certain in the format; \
+         that `tests/oracle/exhaustive/domain.rs` names, fewer where every question is a call of its own. Applicable are those whose branches are certain in the format; \
          what is neither applicable nor an error is left to other questions. \"whole domain\" says that no larger \
          number of questions adds one.\n\n{table}",
         today(),
