@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use grpo_oracle::evaluate::Question;
-use grpo_oracle::formula::{ANY, Formula, Input, Role};
+use grpo_oracle::formula::{Formula, Input, Role};
 use grpo_oracle::value::{Array, Data};
 
 /// Sequences and tokens of each; a vocabulary of 64 keeps logits as small as the rest.
@@ -70,8 +70,7 @@ fn question(formula: &Formula<f64>, rows: usize, columns: usize) -> Question {
 }
 
 fn array(input: &Input, sizes: &BTreeMap<&str, usize>) -> Array {
-    let axes: &[&str] = if input.axes == ANY { &["B", "T"] } else { input.axes };
-    let shape: Vec<usize> = axes.iter().map(|axis| sizes[axis]).collect();
+    let shape = input.shape_with(|axis| sizes[axis]);
     let count: usize = shape.iter().product();
     // A spread of values in [0, 1) without a random generator: multiples of the golden ratio.
     let spread = |index: usize| (index as f64 * 0.618_033_988_749_894_9).fract();

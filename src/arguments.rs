@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::formula::{Input, OptionField};
-use crate::reference::Real;
+use crate::reference::{Dual, Real};
 use crate::value::{Data, Named, array_d};
 use crate::{Error, Result};
 
@@ -29,13 +29,12 @@ pub(crate) struct Given<'a> {
 }
 
 impl<'a, R: Real> Args<'a, R> {
-    /// Reads every real input with `lift(name, index, value)`.
-    pub(crate) fn new(given: Given<'a>, lift: impl Fn(&str, usize, f64) -> R) -> Result<Self> {
+    /// Lifts every number to the scalar.
+    pub(crate) fn new(given: Given<'a>, lift: impl Fn(f64) -> R) -> Result<Self> {
         let mut reals = BTreeMap::new();
         for (name, array) in given.inputs {
             if let Data::Real(data) = &array.data {
-                let lifted =
-                    data.iter().enumerate().map(|(index, &value)| lift(name, index, value)).collect();
+                let lifted = data.iter().map(|&value| lift(value)).collect();
                 reals.insert(name.as_str(), array_d(&array.shape, lifted)?);
             }
         }
@@ -94,6 +93,15 @@ impl<'a, R: Real> Args<'a, R> {
     }
 }
 
+impl<R: Real> Args<'_, Dual<R>> {
+    /// Sets the tangent of one entry.
+    pub(crate) fn set_tangent(&mut self, name: &str, entry: usize, tangent: R) {
+        if let Some(dual) = self.reals.get_mut(name).and_then(|array| array.iter_mut().nth(entry)) {
+            dual.tangent = tangent;
+        }
+    }
+}
+
 impl Given<'_> {
     pub(crate) fn missing(&self, name: &str) -> Error {
         let shape = self.shape_of(name);
@@ -136,14 +144,13 @@ impl Given<'_> {
     }
 
     pub(crate) fn options<O: DeserializeOwned>(&self) -> Result<O> {
-        let typed = |options| serde_json::from_value::<O>(Value::Object(options));
-        typed(self.options.clone()).map_err(|problem| {
+        O::deserialize(self.options).map_err(|problem| {
             // Put alone among the defaults, the option that is wrong still fails, and so can be named.
             let is_wrong = |field: &&OptionField| {
                 let mut options = (self.defaults)();
                 options
                     .extend(self.options.get(field.name).map(|value| (field.name.to_owned(), value.clone())));
-                typed(options).is_err()
+                O::deserialize(&options).is_err()
             };
             match self.fields.iter().find(is_wrong) {
                 Some(field) => {

@@ -72,7 +72,7 @@ impl Question {
     /// # Errors
     /// `input` if an array is not what its shape says.
     pub fn args<R: Real>(&self, formula: &Formula<R>, lift: impl Fn(f64) -> R) -> Result<Args<'_, R>> {
-        Args::new(self.given(formula), |_, _, value| lift(value))
+        Args::new(self.given(formula), lift)
     }
 
     /// The arguments for a row's libtorch implementation.
@@ -218,15 +218,15 @@ pub fn gradient<R: Real>(
     let formula = Formula::<Dual<R>>::find(id)?;
     check(formula, question)?;
     let array = question.inputs.get(input).ok_or_else(|| question.given(formula).missing(input))?;
+    let zero = R::constant(0.0);
+    let mut args = question.args(formula, |value| Dual::variable(lift(value), zero))?;
     let mut entries = Vec::with_capacity(array.len());
     for entry in 0..array.len() {
-        let args = Args::new(question.given(formula), |name, index, value| {
-            let seed = f64::from(u8::from(name == input && index == entry));
-            Dual::variable(lift(value), R::constant(seed))
-        })?;
+        args.set_tangent(input, entry, R::constant(1.0));
         let outputs = (formula.reference)(&args)?;
         let sum = Dual::sum(outputs.into_iter().take(1).flat_map(|(_, output)| output.into_iter()));
         entries.push(sum.tangent);
+        args.set_tangent(input, entry, zero);
     }
     crate::value::array_d(&array.shape, entries)
 }

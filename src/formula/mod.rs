@@ -142,6 +142,12 @@ impl Input {
             _ => format!("[{}]", self.axes.join(", ")),
         }
     }
+
+    /// The shape when axes have these lengths; what may have any shape is `[B, T]`.
+    pub fn shape_with(&self, length: impl FnMut(&str) -> usize) -> Vec<usize> {
+        let axes = if self.axes == ANY { &["B", "T"] } else { self.axes };
+        axes.iter().copied().map(length).collect()
+    }
 }
 
 /// When an input has to be given; one that is not needed may still be there, and is then left unread.
@@ -317,6 +323,30 @@ impl<R: Real> Formula<R> {
             options.insert(name.clone(), value.clone());
         }
         Ok(options)
+    }
+
+    /// The values of an option that are tried: the default, and then its samples, each once.
+    ///
+    /// # Errors
+    /// `option` if the samples are not JSON.
+    pub fn tried(&self, option: &OptionField) -> Result<Vec<Value>> {
+        let samples: Vec<Value> = serde_json::from_str(option.samples)
+            .map_err(|problem| Error::option(option.name, problem.to_string()))?;
+        let mut tried: Vec<Value> = (self.defaults)().get(option.name).cloned().into_iter().collect();
+        for sample in samples {
+            if !tried.iter().any(|known| is_same(known, &sample)) {
+                tried.push(sample);
+            }
+        }
+        Ok(tried)
+    }
+}
+
+/// Whether two option values are the same; 1 is 1.0.
+pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
+    match (left.as_f64(), right.as_f64()) {
+        (Some(left), Some(right)) => left == right,
+        _ => left == right,
     }
 }
 

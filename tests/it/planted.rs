@@ -19,6 +19,10 @@ fn every_old_text_stands_once_and_apart_from_the_others() {
         assert!(named.insert((of("formula"), name)), "`{name}` stands twice");
         assert!(Formula::<f64>::find(of("formula")).is_ok(), "`{name}`: `{}` is no formula", of("formula"));
         assert_ne!(old, of("new"), "`{name}` changes nothing");
+        assert!(
+            [None, Some("exhaustive")].contains(&bug.get("trials").map(|_| of("trials"))),
+            "`{name}`: its trials"
+        );
         let source = std::fs::read_to_string(root.join(file)).unwrap();
         let starts: Vec<usize> = source.match_indices(old).map(|(start, _)| start).collect();
         assert_eq!(starts.len(), 1, "`{name}`: how often its old text stands in {file}");

@@ -1,6 +1,8 @@
 //! What is checked of every formula with every backend.
 
-use grpo_oracle::conformance::is_applicable;
+use std::collections::BTreeSet;
+
+use grpo_oracle::conformance::{Task, derived, is_applicable};
 use grpo_oracle::evaluate::{Question, evaluate};
 use grpo_oracle::fixture::{self, Expected};
 use grpo_oracle::formula::{ANY, Formula, Input};
@@ -103,6 +105,33 @@ pub(crate) fn random(id: &str, backend: Backend) -> Result<(), Failed> {
     outcome.map_err(|failure| Failed::from(failure.to_string()))?;
     if judged <= skipped {
         return Err(format!("of {} questions only {judged} are applicable", judged + skipped).into());
+    }
+    Ok(())
+}
+
+/// What relations make of the golden cases, NaN in masked slots, another order, more padding and the like: the answer
+/// that follows. That the reference's own answers follow is held in `tests/it/kills.rs`.
+pub(crate) fn relations(id: &str, backend: Backend) -> Result<(), Failed> {
+    let fixture = fixture::built_in_of(id)?;
+    let golden: Vec<Task> = fixture.cases.iter().map(|case| Task::of(id, case)).collect();
+    let dtype = backend.input_dtype();
+    let (mut judged, mut relations) = (0, BTreeSet::new());
+    let derived = derived(&golden);
+    for task in derived.iter().map(|derived| &derived.task) {
+        let Expected::Answer(expected) = &task.expected else { continue };
+        let is_exact = task.exact_in.iter().any(|format| format == dtype.name());
+        if !is_exact || !is_applicable(expected.margin, backend.compute_dtype()) {
+            continue;
+        }
+        let answer =
+            backend.answer(id, &task.question).map_err(|error| format!("case {}: {error}", task.case))?;
+        judge(expected, &answer).map_err(|problem| format!("case {}: {problem}", task.case))?;
+        judged += 1;
+        relations.extend(task.relation);
+    }
+    println!("{id}, {}: {judged} of {} questions judged, by {relations:?}", backend.name(), derived.len());
+    if judged == 0 && !derived.is_empty() {
+        return Err(format!("of {} questions none is applicable", derived.len()).into());
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! `cargo test --test oracle -- kl.estimate` runs one formula's trials. The first lines say which devices and formats
 //! take part. With `GRPO_ORACLE_REQUIRE_CUDA=1` a run without a CUDA device fails. `GRPO_ORACLE_EXHAUSTIVE=N` has every
-//! `exhaustive` trial take domains of up to N questions; their table ends the run.
+//! `exhaustive` trial take domains of up to N questions; their table ends the run, and goes to the file that
+//! `GRPO_ORACLE_EXHAUSTIVE_TABLE` names.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod backend;
@@ -38,17 +39,26 @@ fn main() -> std::process::ExitCode {
             trials.push(Trial::test(name("fixtures"), move || checks::fixtures(id, backend)));
             trials.push(Trial::test(name("random"), move || checks::random(id, backend)));
             trials.push(Trial::test(name("rejects"), move || checks::rejects(id, backend)));
+            trials.push(Trial::test(name("relations"), move || checks::relations(id, backend)));
             if checks::RECURSIVE.contains(&id) {
                 trials.push(Trial::test(name("long"), move || checks::long(id, backend)));
             }
-            if backend.is_exhausted() {
-                trials.push(Trial::test(name("exhaustive"), move || exhaustive::hold(id, backend)));
-            }
+        }
+        let exhausted: Vec<Backend> = backends
+            .iter()
+            .copied()
+            .filter(|backend| backend.is_exhausted() && backend.has(formula))
+            .collect();
+        if !exhausted.is_empty() {
+            trials.push(Trial::test(format!("{id}::exhaustive"), move || exhaustive::hold(id, &exhausted)));
         }
     }
     let start = Instant::now();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    exhaustive::print_tallies(start.elapsed());
+    if let Err(problem) = exhaustive::tell(&backends, start.elapsed(), conclusion.has_failed()) {
+        eprintln!("oracle: {problem}");
+        return std::process::ExitCode::FAILURE;
+    }
     conclusion.exit_code()
 }
 

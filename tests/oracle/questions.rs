@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use grpo_oracle::evaluate::Question;
-use grpo_oracle::formula::{ANY, Formula, Input, Needed, Role};
+use grpo_oracle::formula::{Formula, Input, Needed, Role};
 use grpo_oracle::value::{Array, Data};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -106,8 +106,7 @@ fn options(formula: &'static Formula64) -> BoxedStrategy<Map<String, Value>> {
 }
 
 fn array(input: &'static Input, sizes: &BTreeMap<&'static str, usize>) -> BoxedStrategy<Array> {
-    let axes: &[&str] = if input.axes == ANY { &["B", "T"] } else { input.axes };
-    let shape: Vec<usize> = axes.iter().map(|axis| sizes[axis]).collect();
+    let shape = input.shape_with(|axis| sizes[axis]);
     let count: usize = shape.iter().product();
     let width = shape.last().copied().unwrap_or(1);
     let vocabulary = sizes["V"] as i64;
