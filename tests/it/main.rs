@@ -19,6 +19,8 @@ mod kills;
 mod laws;
 #[cfg(feature = "torch")]
 mod llm;
+#[cfg(feature = "torch")]
+mod models;
 mod planted;
 mod process;
 mod readme;
