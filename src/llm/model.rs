@@ -413,7 +413,7 @@ impl Linear {
     fn forward(&self, x: &Tensor) -> Tensor {
         let mut product = linear(x, &self.weight);
         if let Some(adapter) = &self.adapter {
-            product = product + adapter.update(x);
+            product += adapter.update(x);
         }
         match &self.bias {
             Some(bias) => product + bias,
