@@ -129,8 +129,8 @@ impl Hub {
     }
 }
 
-/// A file from the cache or the hub. What a broken download left is gone on with; the crate's own retrying would start
-/// at its end with the file's beginning.
+/// A file from the cache or the hub. What a broken download left is gone on with; the crate's own retrying would put the
+/// file's beginning behind it.
 fn fetch(remote: &ApiRepo, file: &str) -> std::result::Result<PathBuf, ApiError> {
     let mut result = remote.get(file);
     for _ in 1..ATTEMPTS {
@@ -182,6 +182,10 @@ fn not_kept(id: &str, file: String) -> Error {
 }
 
 fn unreachable_hub(id: &str, error: &ApiError, advice: &str) -> Error {
+    // A download that was ended between its last byte and its new name: there is no range behind the end.
+    let whole_part = error.to_string().contains("416");
+    let advice =
+        if whole_part { "delete the .part files below the cache's blobs and try again" } else { advice };
     let what = format!("{id} could not be fetched from the hub ({error}); {advice}");
     Error::Unsupported { what: what.replace('\n', " ") }
 }

@@ -495,6 +495,19 @@ fn a_broken_download_is_gone_on_with() {
 }
 
 #[test]
+fn a_download_without_its_last_step_says_what_to_delete() {
+    let server = Server::start("tiny-llama", None);
+    let cache = TempDir::new().unwrap();
+    let blobs = cache.path().join("models--someone--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::copy(fixture("tiny-llama").join("config.json"), blobs.join("config.part")).unwrap();
+    let message = server.hub(&cache).model("someone/tiny").unwrap_err().to_string();
+    assert!(message.ends_with("delete the .part files below the cache's blobs and try again"), "{message}");
+    fs::remove_file(blobs.join("config.part")).unwrap();
+    same_model(&server.hub(&cache).model("someone/tiny").unwrap(), "tiny-llama");
+}
+
+#[test]
 fn offline_says_what_is_missing() {
     let server = Server::start("tiny-llama3", None);
     let cache = TempDir::new().unwrap();
@@ -604,6 +617,11 @@ fn answer(mut connection: TcpStream, folder: &Path, most: Option<usize>, log: &M
     let range = range.unwrap();
     let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
     let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap_or(content.len() - 1));
+    if first >= content.len() {
+        let status = "416 Range Not Satisfiable";
+        write!(connection, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        return;
+    }
     let part = &content[first..=last];
     write!(
         connection,
