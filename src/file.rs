@@ -39,14 +39,50 @@ pub fn replace(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     written.map_err(|problem| unwritable(path, &problem))
 }
 
+/// Puts what `fill` writes into a new folder in the place of a folder: nobody ever sees half of it, and a run cut short
+/// leaves the old one, or at worst both beside each other, each complete. An existing folder with anything in it is
+/// replaced only if `ours` says so; what it says otherwise is the error.
+///
+/// # Errors
+/// As `ours` and `fill` give them, and `file` if the folder cannot be written.
+pub fn replace_folder(
+    path: &Path,
+    ours: impl FnOnce(&Path) -> Result<()>,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let target = target(path);
+    let at = |problem: std::io::Error| unwritable(path, &problem);
+    let empty = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    if target.exists() && !empty(&target) {
+        ours(&target)?;
+    }
+    let (new, old) = (beside(&target), with_ending(&target, ".old"));
+    let clean = |path: &Path| if path.is_dir() { fs::remove_dir_all(path) } else { Ok(()) };
+    clean(&new).and_then(|()| fs::create_dir_all(&new)).map_err(at)?;
+    let filled = fill(&new).and_then(|()| {
+        clean(&old).map_err(at)?;
+        if target.exists() {
+            fs::rename(&target, &old).map_err(at)?;
+        }
+        fs::rename(&new, &target).map_err(at)
+    });
+    // The old folder is of no more use, and neither is what a failure left.
+    let cleaned = clean(if filled.is_ok() { &old } else { &new }).map_err(at);
+    filled.and(cleaned)
+}
+
 /// The file itself, if the path is a link to it.
 fn target(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn beside(path: &Path) -> PathBuf {
+    with_ending(path, ".new")
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
+    name.push(ending);
     path.with_file_name(name)
 }
 

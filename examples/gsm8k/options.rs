@@ -19,7 +19,7 @@ use tch::{Cuda, Device};
 #[derive(Debug, Parser)]
 #[command(name = "gsm8k")]
 pub(crate) struct Options {
-    /// A .gguf file or a Hugging Face directory; ./setup fetches the default
+    /// A .gguf file, a Hugging Face directory or a name on the hub (org/name); ./setup fetches the default
     #[arg(long, default_value = "models/SmolLM2-135M-Instruct.Q4_1.gguf")]
     pub(crate) model: PathBuf,
     /// A folder with train.jsonl and test.jsonl, or `gsm8k` to fetch GSM8K from the hub [default: $GSM8K_DIR, else

@@ -1,4 +1,4 @@
-//! The sizes and constants of a Llama-family model, from a GGUF file's metadata or a `config.json`.
+//! The sizes and constants of a model, from a GGUF file's metadata or a `config.json`.
 
 use std::path::Path;
 
@@ -10,6 +10,8 @@ use crate::{Error, Result};
 /// The sizes and constants of a model, under their names in `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Which family's transformer this is.
+    pub architecture: Architecture,
     /// Rows of the embedding table.
     pub vocab_size: i64,
     /// Width of the residual stream.
@@ -34,6 +36,50 @@ pub struct Config {
     pub rope_scaling: RopeScaling,
     /// Whether the output head is the embedding table.
     pub tie_word_embeddings: bool,
+    /// Whether all four maps of attention add a bias; Qwen2's first three do in any case.
+    pub attention_bias: bool,
+    /// Whether the maps of the feed-forward blocks add a bias.
+    pub mlp_bias: bool,
+}
+
+/// The families of transformers that there are here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama, SmolLM2.
+    Llama,
+    /// Qwen2 and Qwen2.5: queries, keys and values with a bias.
+    Qwen2,
+    /// Qwen3: a norm of each head of the queries and the keys.
+    Qwen3,
+}
+
+impl Architecture {
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    /// Its name in GGUF files and as `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// Its name among a config's `architectures`.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+
+    fn named(name: &str) -> std::result::Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|known| [known.model_type(), known.class()].contains(&name));
+        found.ok_or_else(|| {
+            format!("is a model of the architecture `{name}`; Llama (SmolLM2), Qwen2, Qwen2.5 and Qwen3 are supported")
+        })
+    }
 }
 
 /// How the rotary wavelengths are stretched for longer contexts.
@@ -60,28 +106,27 @@ impl Config {
     /// From a GGUF file's metadata.
     ///
     /// # Errors
-    /// The architecture is not `llama`, a key is missing or of the wrong type, or a variant is not supported.
+    /// The architecture or a variant is not supported, a key is missing or of the wrong type.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let architecture = gguf.text("general.architecture")?.unwrap_or("unnamed");
-        if architecture != "llama" {
-            return Err(gguf.error(unsupported(architecture, "llama")));
-        }
+        let name = gguf.text("general.architecture")?.unwrap_or("unnamed");
+        let architecture = Architecture::named(name).map_err(|problem| gguf.error(problem))?;
         let size = |key: &str| -> Result<Option<i64>> {
-            let key = format!("llama.{key}");
+            let key = format!("{name}.{key}");
             gguf.unsigned(&key)?
                 .map(|n| i64::try_from(n).map_err(|_| gguf.error(format!("metadata `{key}` is {n}"))))
                 .transpose()
         };
         let need =
-            |key: &str| size(key)?.ok_or_else(|| gguf.error(format!("metadata `llama.{key}` is missing")));
-        let real = |key: &str| gguf.float(&format!("llama.{key}"));
+            |key: &str| size(key)?.ok_or_else(|| gguf.error(format!("metadata `{name}.{key}` is missing")));
+        let real = |key: &str| gguf.float(&format!("{name}.{key}"));
+        let has_tensor = |wanted: &str| gguf.tensor_names().any(|name| name == wanted);
 
         if let Some(experts) = size("expert_count")?.filter(|&n| n > 0) {
             return Err(
                 gguf.error(format!("is a mixture of {experts} experts; only dense models are supported"))
             );
         }
-        if let Some(scaling) = gguf.text("llama.rope.scaling.type")?.filter(|&s| s != "none") {
+        if let Some(scaling) = gguf.text(&format!("{name}.rope.scaling.type"))?.filter(|&s| s != "none") {
             return Err(
                 gguf.error(format!("stretches its rotary embedding by `{scaling}`, which is not supported"))
             );
@@ -108,6 +153,7 @@ impl Config {
             None => RopeScaling::None,
         };
         let config = Self {
+            architecture,
             vocab_size,
             hidden_size,
             intermediate_size: need("feed_forward_length")?,
@@ -119,7 +165,9 @@ impl Config {
             rms_norm_eps: real("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
             rope_theta: real("rope.freq_base")?.unwrap_or(10000.),
             rope_scaling,
-            tie_word_embeddings: gguf.tensor_names().all(|name| name != "output.weight"),
+            tie_word_embeddings: !has_tensor("output.weight"),
+            attention_bias: has_tensor("blk.0.attn_output.bias"),
+            mlp_bias: has_tensor("blk.0.ffn_down.bias"),
         };
         config.check().map_err(|problem| gguf.error(problem))?;
         Ok(config)
@@ -128,21 +176,29 @@ impl Config {
     /// From the `config.json` of a Hugging Face directory.
     ///
     /// # Errors
-    /// The file is missing or not JSON, the architecture is not `LlamaForCausalLM`, a key is missing or of the
-    /// wrong type, or a variant is not supported.
+    /// The file is missing or not JSON, the architecture or a variant is not supported, a key is missing or of the
+    /// wrong type.
     pub fn from_directory(directory: &Path) -> Result<Self> {
         let path = directory.join("config.json");
         let at = |problem: String| Error::file(&path, problem);
         let text = std::fs::read_to_string(&path).map_err(|e| at(format!("cannot be read ({e})")))?;
         // The architecture first: another one need not have the keys that a Llama has.
-        let Architecture { architectures, model_type } =
+        let Names { architectures, model_type } =
             serde_json::from_str(&text).map_err(|e| at(format!("is not a model's config ({e})")))?;
-        let architecture = architectures.first().or(model_type.as_ref()).map_or("unnamed", String::as_str);
-        if !matches!(architecture, "LlamaForCausalLM" | "llama") {
-            return Err(at(unsupported(architecture, "LlamaForCausalLM")));
-        }
+        let name = architectures.first().or(model_type.as_ref()).map_or("unnamed", String::as_str);
+        let architecture = Architecture::named(name).map_err(at)?;
         let json: Json = serde_json::from_str(&text).map_err(|e| at(format!("cannot be used ({e})")))?;
-        json.config().map_err(at)
+        json.config(architecture).map_err(at)
+    }
+
+    /// Whether queries, keys and values add a bias.
+    pub(super) fn qkv_bias(&self) -> bool {
+        self.attention_bias || self.architecture == Architecture::Qwen2
+    }
+
+    /// Whether each head of the queries and the keys has a norm.
+    pub(super) fn head_norms(&self) -> bool {
+        self.architecture == Architecture::Qwen3
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -202,14 +258,8 @@ impl Config {
     }
 }
 
-fn unsupported(architecture: &str, supported: &str) -> String {
-    format!(
-        "is a model of the architecture `{architecture}`; the one supported is `{supported}` (Llama, SmolLM2)"
-    )
-}
-
 #[derive(Deserialize)]
-struct Architecture {
+struct Names {
     #[serde(default)]
     architectures: Vec<String>,
     model_type: Option<String>,
@@ -237,6 +287,11 @@ struct Json {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default)]
+    layer_types: Option<Vec<String>>,
+    partial_rotary_factor: Option<f64>,
     hidden_act: Option<String>,
     quantization_config: Option<serde_json::Value>,
 }
@@ -244,8 +299,10 @@ struct Json {
 #[derive(Deserialize, Default)]
 struct Rope {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What `rope_type` was called; some files have both.
+    r#type: Option<String>,
+    partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -253,9 +310,13 @@ struct Rope {
 }
 
 impl Json {
-    fn config(self) -> std::result::Result<Config, String> {
-        if self.attention_bias || self.mlp_bias {
-            return Err("has attention_bias or mlp_bias on; only models without biases are supported".into());
+    fn config(self, architecture: Architecture) -> std::result::Result<Config, String> {
+        let slides = |kinds: Vec<String>| kinds.iter().any(|kind| kind != "full_attention");
+        if self.use_sliding_window || self.layer_types.is_some_and(slides) {
+            return Err(
+                "has layers of sliding-window attention; only models whose layers all see the whole text are supported"
+                    .into(),
+            );
         }
         if let Some(act) = self.hidden_act.filter(|act| act != "silu") {
             return Err(format!("has hidden_act `{act}`; only `silu` is supported"));
@@ -266,19 +327,32 @@ impl Json {
             );
         }
         let rope = self.rope_parameters.or(self.rope_scaling).unwrap_or_default();
+        if let Some(part) = self.partial_rotary_factor.or(rope.partial_rotary_factor).filter(|&p| p != 1.) {
+            return Err(format!(
+                "has partial_rotary_factor {part}; only heads rotated as a whole are supported"
+            ));
+        }
+        let head_dim = self.head_dim.unwrap_or(match architecture {
+            Architecture::Qwen3 => 128, // what a file that does not say it means
+            _ => self.hidden_size / self.num_attention_heads.max(1),
+        });
         let config = Config {
+            architecture,
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
             num_hidden_layers: self.num_hidden_layers,
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-            head_dim: self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1)),
+            head_dim,
             max_position_embeddings: self.max_position_embeddings,
             rms_norm_eps: self.rms_norm_eps,
             rope_theta: rope.rope_theta.or(self.rope_theta).unwrap_or(10000.),
             rope_scaling: rope.scaling()?,
             tie_word_embeddings: self.tie_word_embeddings,
+            // Qwen2 has the biases that it has, whatever its file says.
+            attention_bias: self.attention_bias && architecture != Architecture::Qwen2,
+            mlp_bias: self.mlp_bias && architecture == Architecture::Llama,
         };
         config.check()?;
         Ok(config)
@@ -290,7 +364,7 @@ impl Rope {
         let need = |name: &str, value: Option<f64>| {
             value.ok_or_else(|| format!("has llama3 rope scaling without {name}"))
         };
-        match self.rope_type.as_deref() {
+        match self.rope_type.as_deref().or(self.r#type.as_deref()) {
             None | Some("default") => Ok(RopeScaling::None),
             Some("llama3") => Ok(RopeScaling::Llama3 {
                 factor: need("factor", self.factor)?,

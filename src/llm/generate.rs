@@ -35,7 +35,7 @@ pub struct Generation {
 /// Samples one response to each prompt, all in one batch: equal prompts are read once, finished rows leave.
 ///
 /// `progress(step, rows_left)` is called after every token, with the number of tokens so far (from 1) and the
-/// number of responses that go on. No gradients are computed.
+/// number of responses that go on. No gradients are computed, and adapters are merged into the weights for the while.
 ///
 /// # Errors
 /// An option is out of its domain, a prompt is empty, has a token outside the vocabulary, or leaves no room for
@@ -54,6 +54,8 @@ pub fn generate(
         return Ok(responses.generation);
     }
     let _no_grad = tch::no_grad_guard();
+    let merged = model.lora().map(|_| model.merged());
+    let model = merged.as_ref().unwrap_or(model);
     let mut batch = Batch::start(model, prompts, pad_token, sampling.max_new_tokens);
     for step in 1..=sampling.max_new_tokens {
         let logits = model.head(&batch.hidden).squeeze_dim(1);
@@ -82,6 +84,8 @@ pub fn generate_uncached(
     check(model, prompts, pad_token, sampling)?;
     let mut responses = Responses::new(prompts.len(), stop_tokens, sampling);
     let _no_grad = tch::no_grad_guard();
+    let merged = model.lora().map(|_| model.merged());
+    let model = merged.as_ref().unwrap_or(model);
     for step in 1..=sampling.max_new_tokens {
         let rows: Vec<usize> = (0..prompts.len()).filter(|&row| responses.open[row]).collect();
         if rows.is_empty() {

@@ -1,11 +1,14 @@
-//! Language models over libtorch: a Llama-family transformer, its weights and tokenizer, batched generation.
+//! Language models over libtorch: a transformer, its weights and tokenizer, batched generation.
 //!
 //! [`Llm::load`] takes a GGUF file or a Hugging Face directory; both end in the same [`model::Model`].
 
+pub mod checkpoint;
 pub mod config;
 pub mod generate;
 pub mod gguf;
+pub mod lora;
 pub mod model;
+mod save;
 pub mod tokenizer;
 mod weights;
 
@@ -13,10 +16,13 @@ use std::path::Path;
 
 use tch::{Device, Kind};
 
+use crate::hub::{self, Hub};
 use crate::{Error, Result};
+pub use checkpoint::Checkpointed;
 use config::Config;
 pub use generate::{Generation, Sampling, generate};
 use gguf::Gguf;
+pub use lora::Lora;
 pub use model::Model;
 pub use tokenizer::{Message, Role, Tokenizer};
 use weights::Weights;
@@ -30,12 +36,12 @@ pub struct Llm {
 }
 
 impl Llm {
-    /// Loads a `.gguf` file, or a Hugging Face directory (`config.json`, safetensors, `tokenizer.json`),
-    /// onto `device` with parameters of `kind`.
+    /// Loads a `.gguf` file, a Hugging Face directory (`config.json`, safetensors, `tokenizer.json`), or, if there is
+    /// no such path, the model of this name on the hub (`org/name`), onto `device` with parameters of `kind`.
     ///
     /// # Errors
     /// One sentence that names the file: it is missing, truncated, corrupt, or of an architecture,
-    /// quantisation or tokenizer that is not supported.
+    /// quantisation or tokenizer that is not supported; or the hub could not be reached.
     pub fn load(path: &Path, device: Device, kind: Kind) -> Result<Self> {
         if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
             return Err(Error::option(
@@ -43,6 +49,11 @@ impl Llm {
                 format!("{kind:?} cannot hold weights; use Float or BFloat16"),
             ));
         }
+        let fetched = match !path.exists() && hub::is_id(path) {
+            true => Some(Hub { progress: true, ..Hub::default() }.model(&path.display().to_string())?),
+            false => None,
+        };
+        let path = fetched.as_deref().unwrap_or(path);
         let (config, mut weights, tokenizer) = if path.is_dir() {
             let config = Config::from_directory(path)?;
             (config, Weights::from_directory(path)?, Tokenizer::from_directory(path)?)

@@ -1,24 +1,27 @@
-//! The Llama-family transformer. Read from top to bottom: model, layer, attention, norm, rotary embedding,
-//! mask, cache.
+//! The transformer of Llama, Qwen2 and Qwen3. Read from top to bottom: model, layer, linear map, attention, norm,
+//! rotary embedding, mask, cache.
 
 use tch::{Device, Kind, Tensor};
 
 use super::config::{Config, RopeScaling};
+use super::lora::{Adapter, Lora};
 use super::weights::Weights;
 use crate::Result;
 
-/// A Llama-family transformer: token ids in, hidden states and logits out, with gradients if wanted.
+/// A transformer: token ids in, hidden states and logits out, with gradients if wanted.
 ///
 /// Letters in shapes: B sequences, S tokens, H hidden size, V vocabulary.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
     embedding: Tensor,
-    layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer>,
     norm: Tensor,
     /// The output head; without one it is the embedding.
     head: Option<Tensor>,
-    frequencies: Tensor,
+    pub(super) frequencies: Tensor,
+    /// What the layers' adapters are, if they have any.
+    lora: Option<Lora>,
 }
 
 impl Model {
@@ -31,7 +34,7 @@ impl Model {
         let embedding = take(EMBEDDING, &[vocab, hidden])?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| {
-                Layer::new(&config, |name, shape| take(&format!("model.layers.{layer}.{name}.weight"), shape))
+                Layer::new(&config, |name, shape| take(&format!("model.layers.{layer}.{name}"), shape))
             })
             .collect::<Result<_>>()?;
         let norm = take(NORM, &[hidden])?;
@@ -40,7 +43,7 @@ impl Model {
             weights.ignore(HEAD); // some checkpoints store the tied head once more
         }
         let frequencies = frequencies(&config).to_device(device);
-        Ok(Self { config, embedding, layers, norm, head, frequencies })
+        Ok(Self { config, embedding, layers, norm, head, frequencies, lora: None })
     }
 
     /// Sizes and constants.
@@ -59,10 +62,13 @@ impl Model {
     }
 
     /// All parameters with their Hugging Face names: leaves that share their storage with the model. A tied
-    /// head is listed once, as the embedding.
+    /// head is listed once, as the embedding; adapters are not among them.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let layers = self.layers.iter().enumerate().flat_map(|(index, layer)| {
-            layer.named().map(|(name, tensor)| (format!("model.layers.{index}.{name}.weight"), tensor))
+            layer
+                .named()
+                .into_iter()
+                .map(move |(name, tensor)| (format!("model.layers.{index}.{name}"), tensor))
         });
         std::iter::once((EMBEDDING.to_owned(), &self.embedding))
             .chain(layers)
@@ -72,9 +78,34 @@ impl Model {
             .collect()
     }
 
-    /// Whether gradients are computed for the parameters; they are not after loading.
+    /// The adapters' parameters, named as in `peft`'s files but for the beginning `base_model.model.`; none without
+    /// [`Model::add_lora`].
+    pub fn adapters(&self) -> Vec<(String, Tensor)> {
+        let linears = self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            layer.linears().map(|(name, linear)| (format!("model.layers.{index}.{name}"), linear))
+        });
+        let pairs = linears.filter_map(|(name, linear)| Some((name, linear.adapter.as_ref()?)));
+        pairs
+            .flat_map(|(name, Adapter { a, b, .. })| {
+                [(format!("{name}.lora_A.weight"), a), (format!("{name}.lora_B.weight"), b)]
+            })
+            .map(|(name, tensor)| (name, tensor.shallow_clone()))
+            .collect()
+    }
+
+    /// What an optimiser moves, with names: the adapters if there are any, else all parameters.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        if self.lora.is_some() { self.adapters() } else { self.parameters() }
+    }
+
+    /// What the adapters are, if there are any.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_ref()
+    }
+
+    /// Whether gradients are computed for what is [`Model::trainable`]; they are not after loading.
     pub fn set_trainable(&self, trainable: bool) {
-        for (_, parameter) in self.parameters() {
+        for (_, parameter) in self.trainable() {
             let _ = parameter.set_requires_grad(trainable);
         }
     }
@@ -82,14 +113,56 @@ impl Model {
     /// A deep copy without gradients, such as the reference policy of a KL penalty.
     pub fn frozen_copy(&self) -> Self {
         let copy = |tensor: &Tensor| tensor.detach().copy();
+        let linear = |linear: &Linear| Linear {
+            adapter: linear.adapter.as_ref().map(Adapter::copy),
+            ..linear.map(copy)
+        };
+        Self { lora: self.lora.clone(), ..self.map(copy, linear) }
+    }
+
+    /// The model without its adapters and without gradients; it shares its tensors with this one. As the adapters
+    /// alone are trained, it stays the policy that training started from.
+    pub fn base(&self) -> Self {
+        self.map(Tensor::detach, |linear| linear.map(Tensor::detach))
+    }
+
+    /// The model with its adapters added to the weights, without gradients. It shares all other tensors with this one,
+    /// whose own weights stay as they are.
+    pub fn merged(&self) -> Self {
+        self.map(Tensor::detach, Linear::merged)
+    }
+
+    /// Another model without adapters: `tensor` of each tensor, `linear` of each linear map.
+    fn map(&self, tensor: impl Fn(&Tensor) -> Tensor, linear: impl Fn(&Linear) -> Linear) -> Self {
         Self {
             config: self.config.clone(),
-            embedding: copy(&self.embedding),
-            layers: self.layers.iter().map(|layer| layer.map(copy)).collect(),
-            norm: copy(&self.norm),
-            head: self.head.as_ref().map(copy),
-            frequencies: copy(&self.frequencies),
+            embedding: tensor(&self.embedding),
+            layers: self.layers.iter().map(|layer| layer.map(&tensor, &linear)).collect(),
+            norm: tensor(&self.norm),
+            head: self.head.as_ref().map(&tensor),
+            frequencies: tensor(&self.frequencies),
+            lora: None,
         }
+    }
+
+    /// All linear maps of the layers, by name.
+    pub(super) fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let layers = self.layers.iter_mut().enumerate();
+        let named = layers.flat_map(|(index, layer)| {
+            layer.linears_mut().map(|(name, linear)| (format!("model.layers.{index}.{name}"), linear))
+        });
+        named.collect()
+    }
+
+    /// Says what the adapters are that the linear maps have been given.
+    pub(super) fn set_lora(&mut self, lora: Lora) {
+        self.lora = Some(lora);
+    }
+
+    /// Drops all adapters.
+    pub(super) fn remove_lora(&mut self) {
+        self.linears_mut().into_iter().for_each(|(_, linear)| linear.adapter = None);
+        self.lora = None;
     }
 
     /// The hidden states after the final norm, `[B, S, H]`, of `tokens` `[B, S]` (i64).
@@ -131,9 +204,9 @@ impl Model {
     }
 
     fn forward(&self, tokens: &Tensor, attention_mask: &Tensor, cache: Option<&mut Cache>) -> Tensor {
-        let tokens = tokens.masked_fill(&attention_mask.logical_not(), 0); // padding need not be a token id
-        let positions = (attention_mask.cumsum(-1, Kind::Int64) - 1).clamp_min(0);
-        self.layers_of(&tokens, &positions, &causal_bias(attention_mask, self.kind()), cache)
+        let tokens = masked_tokens(tokens, attention_mask);
+        let bias = causal_bias(attention_mask, self.kind());
+        self.layers_of(&tokens, &positions(attention_mask), &bias, cache)
     }
 
     fn layers_of(
@@ -144,7 +217,7 @@ impl Model {
         mut cache: Option<&mut Cache>,
     ) -> Tensor {
         let rotation = Rotation::new(positions, &self.frequencies);
-        let mut x = Tensor::embedding(&self.embedding, tokens, -1, false, false);
+        let mut x = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&self.config, &x, &rotation, bias, |k, v| match &mut cache {
                 Some(cache) => cache.append(index, &k, &v),
@@ -154,8 +227,33 @@ impl Model {
         if let Some(cache) = cache {
             cache.length += tokens.size()[1];
         }
-        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+        self.last_norm(&x)
     }
+
+    /// What the first layer reads, `[B, S, H]`.
+    pub(super) fn embed(&self, tokens: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embedding, tokens, -1, false, false)
+    }
+
+    /// Whether the embedding is trained.
+    pub(super) fn embeds_with_grad(&self) -> bool {
+        self.embedding.requires_grad()
+    }
+
+    /// The hidden states of what the last layer gave.
+    pub(super) fn last_norm(&self, x: &Tensor) -> Tensor {
+        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+    }
+}
+
+/// Padding need not be a token id; here it is made one.
+pub(super) fn masked_tokens(tokens: &Tensor, attention_mask: &Tensor) -> Tensor {
+    tokens.masked_fill(&attention_mask.logical_not(), 0)
+}
+
+/// Each token's position: the number of tokens before it.
+pub(super) fn positions(attention_mask: &Tensor) -> Tensor {
+    (attention_mask.cumsum(-1, Kind::Int64) - 1).clamp_min(0)
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -163,66 +261,106 @@ const NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 
 #[derive(Debug)]
-struct Layer {
+pub(super) struct Layer {
     attention_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    /// Qwen3's norms of each query's and each key's head.
+    head_norms: Option<(Tensor, Tensor)>,
     mlp_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 impl Layer {
     fn new(config: &Config, mut take: impl FnMut(&str, &[i64]) -> Result<Tensor>) -> Result<Self> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
+        let (hidden, inner, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let queries = config.num_attention_heads * head;
+        let keys = config.num_key_value_heads * head;
+        let (qkv_bias, o_bias, mlp_bias) = (config.qkv_bias(), config.attention_bias, config.mlp_bias);
+        let take = &mut take;
         Ok(Self {
-            attention_norm: take("input_layernorm", &[hidden])?,
-            q: take("self_attn.q_proj", &[queries, hidden])?,
-            k: take("self_attn.k_proj", &[keys, hidden])?,
-            v: take("self_attn.v_proj", &[keys, hidden])?,
-            o: take("self_attn.o_proj", &[hidden, queries])?,
-            mlp_norm: take("post_attention_layernorm", &[hidden])?,
-            gate: take("mlp.gate_proj", &[inner, hidden])?,
-            up: take("mlp.up_proj", &[inner, hidden])?,
-            down: take("mlp.down_proj", &[hidden, inner])?,
+            attention_norm: take("input_layernorm.weight", &[hidden])?,
+            q: Linear::new("self_attn.q_proj", [queries, hidden], qkv_bias, take)?,
+            k: Linear::new("self_attn.k_proj", [keys, hidden], qkv_bias, take)?,
+            v: Linear::new("self_attn.v_proj", [keys, hidden], qkv_bias, take)?,
+            o: Linear::new("self_attn.o_proj", [hidden, queries], o_bias, take)?,
+            head_norms: match config.head_norms() {
+                true => Some((
+                    take("self_attn.q_norm.weight", &[head])?,
+                    take("self_attn.k_norm.weight", &[head])?,
+                )),
+                false => None,
+            },
+            mlp_norm: take("post_attention_layernorm.weight", &[hidden])?,
+            gate: Linear::new("mlp.gate_proj", [inner, hidden], mlp_bias, take)?,
+            up: Linear::new("mlp.up_proj", [inner, hidden], mlp_bias, take)?,
+            down: Linear::new("mlp.down_proj", [hidden, inner], mlp_bias, take)?,
         })
     }
 
-    fn named(&self) -> [(&'static str, &Tensor); 9] {
+    fn linears(&self) -> [(&'static str, &Linear); 7] {
         [
-            ("input_layernorm", &self.attention_norm),
             ("self_attn.q_proj", &self.q),
             ("self_attn.k_proj", &self.k),
             ("self_attn.v_proj", &self.v),
             ("self_attn.o_proj", &self.o),
-            ("post_attention_layernorm", &self.mlp_norm),
             ("mlp.gate_proj", &self.gate),
             ("mlp.up_proj", &self.up),
             ("mlp.down_proj", &self.down),
         ]
     }
 
-    fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
+    fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("self_attn.q_proj", &mut self.q),
+            ("self_attn.k_proj", &mut self.k),
+            ("self_attn.v_proj", &mut self.v),
+            ("self_attn.o_proj", &mut self.o),
+            ("mlp.gate_proj", &mut self.gate),
+            ("mlp.up_proj", &mut self.up),
+            ("mlp.down_proj", &mut self.down),
+        ]
+    }
+
+    /// All parameters with their names within the layer.
+    fn named(&self) -> Vec<(String, &Tensor)> {
+        let mut named = vec![
+            ("input_layernorm.weight".to_owned(), &self.attention_norm),
+            ("post_attention_layernorm.weight".to_owned(), &self.mlp_norm),
+        ];
+        if let Some((q, k)) = &self.head_norms {
+            named.push(("self_attn.q_norm.weight".to_owned(), q));
+            named.push(("self_attn.k_norm.weight".to_owned(), k));
+        }
+        for (name, linear) in self.linears() {
+            named.push((format!("{name}.weight"), &linear.weight));
+            named.extend(linear.bias.iter().map(|bias| (format!("{name}.bias"), bias)));
+        }
+        named
+    }
+
+    /// The layer with `norm` of its norms and `linear` of its linear maps.
+    fn map(&self, norm: impl Fn(&Tensor) -> Tensor, linear: impl Fn(&Linear) -> Linear) -> Self {
         Self {
-            attention_norm: f(&self.attention_norm),
-            q: f(&self.q),
-            k: f(&self.k),
-            v: f(&self.v),
-            o: f(&self.o),
-            mlp_norm: f(&self.mlp_norm),
-            gate: f(&self.gate),
-            up: f(&self.up),
-            down: f(&self.down),
+            attention_norm: norm(&self.attention_norm),
+            q: linear(&self.q),
+            k: linear(&self.k),
+            v: linear(&self.v),
+            o: linear(&self.o),
+            head_norms: self.head_norms.as_ref().map(|(q, k)| (norm(q), norm(k))),
+            mlp_norm: norm(&self.mlp_norm),
+            gate: linear(&self.gate),
+            up: linear(&self.up),
+            down: linear(&self.down),
         }
     }
 
     /// `extend` gets the new keys and values and gives back all that are attended to.
-    fn forward(
+    pub(super) fn forward(
         &self,
         config: &Config,
         x: &Tensor,
@@ -230,21 +368,71 @@ impl Layer {
         bias: &Tensor,
         extend: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
     ) -> Tensor {
-        let (batch, length) = (x.size()[0], x.size()[1]);
-        let heads = |x: &Tensor, weight: &Tensor, count: i64| {
-            linear(x, weight).view([batch, length, count, config.head_dim]).transpose(1, 2)
+        let (batch, length, eps) = (x.size()[0], x.size()[1], config.rms_norm_eps);
+        let heads = |x: &Tensor, map: &Linear, norm: Option<&Tensor>, count: i64| {
+            let heads = map.forward(x).view([batch, length, count, config.head_dim]);
+            norm.map_or_else(|| heads.shallow_clone(), |norm| rms_norm(&heads, norm, eps)).transpose(1, 2)
         };
-        let normed = rms_norm(x, &self.attention_norm, config.rms_norm_eps);
-        let q = rotation.apply(&heads(&normed, &self.q, config.num_attention_heads));
-        let k = rotation.apply(&heads(&normed, &self.k, config.num_key_value_heads));
-        let v = heads(&normed, &self.v, config.num_key_value_heads);
+        let (q_norm, k_norm) = self.head_norms.as_ref().map(|(q, k)| (q, k)).unzip();
+        let normed = rms_norm(x, &self.attention_norm, eps);
+        let q = rotation.apply(&heads(&normed, &self.q, q_norm, config.num_attention_heads));
+        let k = rotation.apply(&heads(&normed, &self.k, k_norm, config.num_key_value_heads));
+        let v = heads(&normed, &self.v, None, config.num_key_value_heads);
         let (k, v) = extend(k, v);
         let attended = attention(&q, &k, &v, bias).transpose(1, 2).reshape([batch, length, -1]);
-        let x = x + linear(&attended, &self.o);
+        let x = x + self.o.forward(&attended);
 
-        let normed = rms_norm(&x, &self.mlp_norm, config.rms_norm_eps);
-        let gated = linear(&normed, &self.gate).silu() * linear(&normed, &self.up);
-        x + linear(&gated, &self.down)
+        let normed = rms_norm(&x, &self.mlp_norm, eps);
+        let gated = self.gate.forward(&normed).silu() * self.up.forward(&normed);
+        x + self.down.forward(&gated)
+    }
+}
+
+/// A linear map, `x weight^T + bias`, with a low-rank update while LoRA trains it.
+#[derive(Debug)]
+pub(super) struct Linear {
+    pub(super) weight: Tensor,
+    bias: Option<Tensor>,
+    pub(super) adapter: Option<Adapter>,
+}
+
+impl Linear {
+    fn new(
+        name: &str,
+        shape: [i64; 2],
+        bias: bool,
+        take: &mut impl FnMut(&str, &[i64]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        Ok(Self {
+            weight: take(&format!("{name}.weight"), &shape)?,
+            bias: if bias { Some(take(&format!("{name}.bias"), &shape[..1])?) } else { None },
+            adapter: None,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let mut product = linear(x, &self.weight);
+        if let Some(adapter) = &self.adapter {
+            product += adapter.update(x);
+        }
+        match &self.bias {
+            Some(bias) => product + bias,
+            None => product,
+        }
+    }
+
+    /// Without the adapter, `f` of the rest.
+    fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
+        Self { weight: f(&self.weight), bias: self.bias.as_ref().map(f), adapter: None }
+    }
+
+    fn merged(&self) -> Self {
+        let mut merged = self.map(Tensor::detach);
+        if let Some(adapter) = &self.adapter {
+            let delta = tch::no_grad(|| adapter.delta());
+            merged.weight = (merged.weight.to_kind(delta.kind()) + delta).to_kind(self.weight.kind());
+        }
+        merged
     }
 }
 
@@ -275,19 +463,20 @@ fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
 }
 
 /// libtorch computes the mean square in f32 whatever the kind of `x`.
-fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     x.rms_norm(weight.size(), Some(weight), eps)
 }
 
 /// The rotary embedding of a batch of positions: cosines and sines `[B, 1, S, D/2]`, always in f32, because
 /// bf16 cannot tell positions above 256 apart.
-struct Rotation {
+#[derive(Debug)]
+pub(super) struct Rotation {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rotation {
-    fn new(positions: &Tensor, frequencies: &Tensor) -> Self {
+    pub(super) fn new(positions: &Tensor, frequencies: &Tensor) -> Self {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies;
         Self { cos: angles.cos().unsqueeze(1), sin: angles.sin().unsqueeze(1) }
     }
@@ -326,7 +515,7 @@ fn frequencies(config: &Config) -> Tensor {
 
 /// What is added to the attention scores, `[B, 1, S, S]`: 0 where a query may look, -inf where not. A token
 /// looks at itself and at the tokens before it. Padding looks at itself, so that its softmax is not NaN.
-fn causal_bias(attention_mask: &Tensor, kind: Kind) -> Tensor {
+pub(super) fn causal_bias(attention_mask: &Tensor, kind: Kind) -> Tensor {
     let (length, device) = (attention_mask.size()[1], attention_mask.device());
     let square = Tensor::ones([length, length], (Kind::Bool, device));
     let itself = Tensor::eye(length, (Kind::Bool, device));

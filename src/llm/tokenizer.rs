@@ -1,15 +1,18 @@
 //! Text to tokens and back, and the model's own chat template.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::{digits::Digits, sequence::Sequence};
-use tokenizers::{AddedToken, PreTokenizerWrapper};
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use super::gguf::Gguf;
 use crate::{Error, Result};
@@ -23,7 +26,24 @@ pub struct Tokenizer {
     eos_token: Option<String>,
     stop_tokens: Vec<i64>,
     pad_token: i64,
+    /// The files that it was read from, by name; none from a GGUF file.
+    files: BTreeMap<String, Vec<u8>>,
+    /// The chat template of a GGUF file.
+    template_source: Option<String>,
 }
+
+/// The files of a directory that belong to its tokenizer or say how the model is to be used.
+pub(super) const FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,12 +157,54 @@ impl Tokenizer {
         self.pad_token
     }
 
+    /// The token that starts a text, if the model has one.
+    pub(super) fn bos_id(&self) -> Option<i64> {
+        self.bos_token.as_ref().and_then(|text| self.inner.token_to_id(text)).map(i64::from)
+    }
+
+    /// The files of a Hugging Face directory that make this tokenizer: as they were read, and the missing ones made.
+    pub(super) fn files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut files = self.files.clone();
+        if !files.contains_key("tokenizer.json") {
+            let text = self.inner.to_string(true);
+            let text =
+                text.map_err(|e| Error::file(&self.path, format!("its tokenizer cannot be saved ({e})")))?;
+            files.insert("tokenizer.json".into(), text.into());
+        }
+        let settings = || {
+            let mut settings = json!({
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "clean_up_tokenization_spaces": false,
+                "bos_token": self.bos_token,
+                "eos_token": self.eos_token,
+                "pad_token": u32::try_from(self.pad_token).ok().and_then(|id| self.inner.id_to_token(id)),
+            });
+            if let Some(template) = &self.template_source {
+                settings["chat_template"] = template.as_str().into();
+            }
+            settings
+        };
+        let generation = || {
+            json!({
+                "bos_token_id": self.bos_id(),
+                "eos_token_id": super::save::one_or_list(&self.stop_tokens),
+                "pad_token_id": self.pad_token,
+            })
+        };
+        let made: [(&str, &dyn Fn() -> Value); 2] =
+            [("tokenizer_config.json", &settings), ("generation_config.json", &generation)];
+        for (name, content) in made {
+            files.entry(name.into()).or_insert_with(|| format!("{:#}\n", content()).into());
+        }
+        Ok(files)
+    }
+
     /// One more than the largest token id.
     pub fn token_limit(&self) -> i64 {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| i64::from(id) + 1)
     }
 
-    /// From a GGUF file's metadata: byte-level BPE with the pre-tokenizer `smollm`.
+    /// From a GGUF file's metadata: byte-level BPE with the pre-tokenizer `smollm` or `qwen2`.
     ///
     /// # Errors
     /// A key is missing or of the wrong type, the vocabulary or the merges are inconsistent, or the model or
@@ -152,12 +214,11 @@ impl Tokenizer {
         let need_text = |key: &str| gguf.text(&format!("tokenizer.ggml.{key}"))?.ok_or_else(|| missing(key));
         let elsewhere = "load the model's Hugging Face directory instead";
         let (model, pre) = (need_text("model")?, need_text("pre")?);
-        if model != "gpt2" || pre != "smollm" {
+        let Some(splitting) = Splitting::named(pre).filter(|_| model == "gpt2") else {
             let problem = format!("has a `{model}` tokenizer with the pre-tokenizer `{pre}`");
-            return Err(
-                gguf.error(format!("{problem}; only `gpt2` with `smollm` is supported, so {elsewhere}"))
-            );
-        }
+            let known = "only `gpt2` with `smollm` or `qwen2` is supported";
+            return Err(gguf.error(format!("{problem}; {known}, so {elsewhere}")));
+        };
         let tokens = gguf.texts("tokenizer.ggml.tokens")?.ok_or_else(|| missing("tokens"))?;
         let merges = gguf.texts("tokenizer.ggml.merges")?.ok_or_else(|| missing("merges"))?;
         let types = gguf.integers("tokenizer.ggml.token_type")?.ok_or_else(|| missing("token_type"))?;
@@ -174,17 +235,17 @@ impl Tokenizer {
         };
         let text = |id: Option<i64>| id.map(|id| tokens[id as usize].to_owned());
 
-        let inner = byte_level_bpe(&tokens, &merges, &types).map_err(|problem| gguf.error(problem))?;
+        let inner =
+            byte_level_bpe(splitting, &tokens, &merges, &types).map_err(|problem| gguf.error(problem))?;
         let (bos, eos) = (id("bos_token_id")?, id("eos_token_id")?);
         let ends = [eos, id("eot_token_id")?, id("eom_token_id")?].into_iter().flatten();
         let stop_tokens = stop_tokens(&inner, ends);
+        let template = gguf.text("tokenizer.chat_template")?;
         Ok(Self {
             path: gguf.path().to_owned(),
-            template: gguf
-                .text("tokenizer.chat_template")?
-                .map(environment)
-                .transpose()
-                .map_err(|e| gguf.error(e))?,
+            template: template.map(environment).transpose().map_err(|e| gguf.error(e))?,
+            template_source: template.map(str::to_owned),
+            files: BTreeMap::new(),
             bos_token: text(bos),
             eos_token: text(eos),
             pad_token: id("padding_token_id")?.or(eos).unwrap_or_default(),
@@ -232,7 +293,23 @@ impl Tokenizer {
             Some((path, source)) => Some(environment(&source).map_err(|e| Error::file(path, e))?),
             None => None,
         };
-        Ok(Self { path: directory.to_owned(), inner, template, bos_token, eos_token, stop_tokens, pad_token })
+        let mut files = BTreeMap::new();
+        for path in FILES.map(|name| directory.join(name)).iter().filter(|path| path.is_file()) {
+            let bytes =
+                std::fs::read(path).map_err(|e| Error::file(path, format!("cannot be read ({e})")))?;
+            files.insert(path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes);
+        }
+        Ok(Self {
+            path: directory.to_owned(),
+            inner,
+            template,
+            bos_token,
+            eos_token,
+            stop_tokens,
+            pad_token,
+            files,
+            template_source: None,
+        })
     }
 }
 
@@ -256,8 +333,46 @@ fn environment(source: &str) -> std::result::Result<Environment<'static>, String
     Ok(environment)
 }
 
-/// GPT-2's byte-level BPE, with every digit a token of its own.
+/// How a text is split before pairs of bytes are merged.
+#[derive(Debug, Clone, Copy)]
+enum Splitting {
+    /// Every digit apart, the rest as GPT-2 does.
+    SmolLm,
+    /// By Qwen2's own pattern, after normalising to NFC.
+    Qwen2,
+}
+
+impl Splitting {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "smollm" => Some(Self::SmolLm),
+            "qwen2" => Some(Self::Qwen2),
+            _ => None,
+        }
+    }
+
+    fn apply(self, tokenizer: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
+        let steps: Vec<PreTokenizerWrapper> = match self {
+            Self::SmolLm => vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()],
+            Self::Qwen2 => {
+                tokenizer.with_normalizer(Some(NFC))?;
+                let pattern = SplitPattern::Regex(QWEN2_PATTERN.to_owned());
+                let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+                vec![split.into(), ByteLevel::new(false, true, false).into()]
+            }
+        };
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+        tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
+        Ok(())
+    }
+}
+
+/// Contractions, words, single digits, signs, line ends, spaces.
+const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// GPT-2's byte-level BPE.
 fn byte_level_bpe(
+    splitting: Splitting,
     tokens: &[&str],
     merges: &[&str],
     types: &[i64],
@@ -284,10 +399,7 @@ fn byte_level_bpe(
     let bpe = BPE::builder().vocab_and_merges(vocabulary, merges).build();
     let mut tokenizer =
         tokenizers::Tokenizer::new(bpe.map_err(|e| format!("has inconsistent merges ({e})"))?);
-    let byte_level = ByteLevel::new(false, true, true);
-    let steps: Vec<PreTokenizerWrapper> = vec![Digits::new(true).into(), byte_level.into()];
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
-    tokenizer.with_decoder(Some(byte_level));
+    splitting.apply(&mut tokenizer).map_err(|e| format!("has a splitting that cannot be used ({e})"))?;
     let of_type = |wanted: i64| {
         let matching = tokens.iter().zip(types).filter(move |&(_, &kind)| kind == wanted);
         matching.map(move |(&token, _)| AddedToken::from(token, wanted == CONTROL).normalized(false))

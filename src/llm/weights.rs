@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::config::Config;
+use super::config::{Architecture, Config};
 use super::gguf::Gguf;
 use crate::{Error, Result};
 
@@ -17,16 +17,17 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// All tensors of a GGUF file of the `llama` architecture, in f32.
+    /// All tensors of a GGUF file, in f32.
     pub(super) fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for name in gguf.tensor_names().filter(|&name| name != "rope_freqs.weight") {
             let Some(tensor) = gguf.tensor(name)? else { continue };
             let heads = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-                Some((_, "attn_q.weight")) => Some(config.num_attention_heads),
-                Some((_, "attn_k.weight")) => Some(config.num_key_value_heads),
+                Some((_, "attn_q.weight" | "attn_q.bias")) => Some(config.num_attention_heads),
+                Some((_, "attn_k.weight" | "attn_k.bias")) => Some(config.num_key_value_heads),
                 _ => None,
             };
+            let heads = heads.filter(|_| config.architecture == Architecture::Llama);
             let tensor = match heads {
                 Some(heads) => halves(&tensor, heads).ok_or_else(|| {
                     gguf.error(format!("tensor `{name}` does not divide into {heads} heads"))
@@ -50,17 +51,7 @@ impl Weights {
                     "is not there; a model's directory needs its weights as safetensors",
                 ));
             }
-            let read = Tensor::read_safetensors(&file).map_err(|e| {
-                Error::file(&file, format!("is truncated or no safetensors file ({e}); fetch it again"))
-            })?;
-            for (name, tensor) in read {
-                if !matches!(tensor.kind(), Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
-                    let kind = tensor.kind();
-                    return Err(Error::file(
-                        &file,
-                        format!("stores `{name}` as {kind:?}; weights must be floating-point"),
-                    ));
-                }
+            for (name, tensor) in read_tensors(&file)? {
                 // Old checkpoints carry a table that every reader computes anew.
                 if !name.ends_with("rotary_emb.inv_freq") {
                     tensors.insert(name, tensor);
@@ -97,20 +88,35 @@ impl Weights {
             None => Ok(()),
             Some(name) => {
                 let others = self.tensors.len() - 1;
-                let problem =
-                    format!("has the tensor `{name}` (and {others} others) that a Llama model does not have");
+                let problem = format!(
+                    "has the tensor `{name}` (and {others} others) that a model with its config does not have"
+                );
                 Err(Error::file(self.path, problem))
             }
         }
     }
 }
 
-/// Puts the rows of each head back: GGUF has the two entries of a rotary pair side by side, Hugging Face in
-/// the head's two halves.
+/// All tensors of a safetensors file.
+pub(super) fn read_tensors(file: &Path) -> Result<Vec<(String, Tensor)>> {
+    let read = Tensor::read_safetensors(file).map_err(|e| {
+        Error::file(file, format!("is truncated or no safetensors file ({e}); fetch it again"))
+    })?;
+    match read.iter().find(|(_, tensor)| !tensor.is_floating_point()) {
+        None => Ok(read),
+        Some((name, tensor)) => {
+            let kind = tensor.kind();
+            Err(Error::file(file, format!("stores `{name}` as {kind:?}; weights must be floating-point")))
+        }
+    }
+}
+
+/// Puts the rows of each head back: Llama's GGUF files have the two entries of a rotary pair side by side, where
+/// Hugging Face has them in the head's two halves.
 fn halves(tensor: &Tensor, heads: i64) -> Option<Tensor> {
-    let &[rows, columns] = tensor.size().as_slice() else { return None };
+    let rows = *tensor.size().first()?;
     (rows % (2 * heads) == 0)
-        .then(|| tensor.view([heads, rows / heads / 2, 2, columns]).transpose(1, 2).reshape([rows, columns]))
+        .then(|| tensor.view([heads, rows / heads / 2, 2, -1]).transpose(1, 2).reshape(tensor.size()))
 }
 
 fn hugging_face_name(name: &str) -> String {
@@ -120,6 +126,8 @@ fn hugging_face_name(name: &str) -> String {
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",
         "attn_output" => "self_attn.o_proj",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
         "ffn_norm" => "post_attention_layernorm",
         "ffn_gate" => "mlp.gate_proj",
         "ffn_up" => "mlp.up_proj",
@@ -130,8 +138,8 @@ fn hugging_face_name(name: &str) -> String {
         ["token_embd", "weight"] => "model.embed_tokens.weight".into(),
         ["output_norm", "weight"] => "model.norm.weight".into(),
         ["output", "weight"] => "lm_head.weight".into(),
-        ["blk", layer, name, "weight"] if !part(name).is_empty() => {
-            format!("model.layers.{layer}.{}.weight", part(name))
+        ["blk", layer, name, kind @ ("weight" | "bias")] if !part(name).is_empty() => {
+            format!("model.layers.{layer}.{}.{kind}", part(name))
         }
         // Left as it is, so that it is named as one that does not belong.
         _ => name.to_owned(),

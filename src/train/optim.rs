@@ -37,18 +37,29 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Slot {
     param: Tensor,
+    /// The parameter in f32, where it is itself too coarse to change by little: the steps are made here.
+    master: Option<Tensor>,
     m: Tensor,
     v: Tensor,
 }
 
+impl Slot {
+    fn new(param: Tensor) -> Self {
+        let master = is_half(&param).then(|| no_grad(|| param.detach().to_kind(Kind::Float)));
+        let zeros = || master.as_ref().unwrap_or(&param).zeros_like();
+        Self { m: zeros(), v: zeros(), master, param }
+    }
+}
+
+fn is_half(tensor: &Tensor) -> bool {
+    matches!(tensor.kind(), Kind::BFloat16 | Kind::Half)
+}
+
 impl AdamW {
-    /// An optimiser of `parameters`, which are shallow clones of the model's leaves.
+    /// An optimiser of `parameters`, which are shallow clones of the model's leaves. Those in bf16 or f16 are kept in
+    /// f32 besides.
     pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamWOptions) -> Self {
-        let slots = parameters
-            .into_iter()
-            .map(|param| Slot { m: param.zeros_like(), v: param.zeros_like(), param })
-            .collect();
-        Self { options, slots, steps: 0 }
+        Self { options, slots: parameters.into_iter().map(Slot::new).collect(), steps: 0 }
     }
 
     /// Forgets all gradients.
@@ -63,22 +74,29 @@ impl AdamW {
         clip_grad_norm(self.slots.iter().map(|slot| &slot.param), max_norm)
     }
 
-    /// One step; parameters without a gradient stay as they are.
+    /// One step; parameters without a gradient stay as they are. The arithmetic is that of
+    /// [`crate::torch::optim::adamw`], which a test holds it against, in place: new tensors for everything took six
+    /// times as long.
     pub fn step(&mut self) {
         self.steps += 1;
         let AdamWOptions { lr, beta1, beta2, eps, weight_decay } = self.options;
         let (correction1, correction2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
         no_grad(|| {
-            for Slot { param, m, v } in &mut self.slots {
+            for Slot { param, master, m, v } in &mut self.slots {
                 let grad = param.grad();
                 if !grad.defined() {
                     continue;
                 }
-                let _ = param.g_mul_scalar_(1.0 - lr * weight_decay);
+                let grad = grad.to_kind(m.kind());
+                let moved = master.as_mut().unwrap_or(param);
+                let _ = moved.g_mul_scalar_(1.0 - lr * weight_decay);
                 let _ = m.lerp_(&grad, 1.0 - beta1);
                 let _ = v.g_mul_scalar_(beta2).addcmul_(&grad, &(&grad * (1.0 - beta2)));
                 let denominator = v.sqrt() / correction2.sqrt() + eps;
-                let _ = param.addcdiv_(&(&*m * (-lr / correction1)), &denominator);
+                let _ = moved.addcdiv_(&(&*m * (-lr / correction1)), &denominator);
+                if let Some(master) = master {
+                    param.copy_(master);
+                }
             }
         });
     }
@@ -92,7 +110,8 @@ pub fn clip_grad_norm<'a>(parameters: impl Iterator<Item = &'a Tensor>, max_norm
         if grads.is_empty() {
             return 0.0;
         }
-        let norms: Vec<Tensor> = grads.iter().map(|grad| grad.norm().to_kind(Kind::Float)).collect();
+        let norm = |grad: &Tensor| if is_half(grad) { grad.to_kind(Kind::Float).norm() } else { grad.norm() };
+        let norms: Vec<Tensor> = grads.iter().map(|grad| norm(grad).to_kind(Kind::Float)).collect();
         let norm = Tensor::stack(&norms, 0).norm().double_value(&[]);
         let scale = max_norm / (norm + 1e-6);
         if scale < 1.0 {

@@ -86,9 +86,20 @@ fn smollm2_tokenizes_all_of_gsm8k_like_transformers() {
 #[test]
 fn hugging_face_directories_agree_with_transformers() {
     let fixtures: std::collections::BTreeMap<String, Tiny> = read("fixtures/llm/tiny.json");
-    assert_eq!(fixtures.len(), 2);
+    assert_eq!(fixtures.len(), TINY.len());
     for (name, tiny) in fixtures {
-        let llm = load(Path::new("fixtures/llm").join(&name));
+        let gguf = Path::new("fixtures/llm").join(format!("{name}.gguf"));
+        if name.contains("qwen") {
+            agrees(&gguf, &name, &tiny);
+        }
+        let llm = agrees(&Path::new("fixtures/llm").join(&name), &name, &tiny);
+        let names: Vec<_> = llm.model.parameters().into_iter().map(|(name, _)| name).collect();
+        let own_head = ["tiny-llama3", "tiny-qwen2"].contains(&name.as_str());
+        assert_eq!(names.contains(&"lm_head.weight".to_owned()), own_head);
+    }
+
+    fn agrees(path: &Path, name: &str, tiny: &Tiny) -> Llm {
+        let llm = load(path);
         let tokens = rows(&tiny.tokens.iter().collect::<Vec<_>>());
         let mask = Tensor::from_slice2(&tiny.attention_mask);
         let last = llm.model.head(&llm.model.hidden(&tokens, &mask)).select(1, -1);
@@ -97,9 +108,13 @@ fn hugging_face_directories_agree_with_transformers() {
         assert!(difference < 2e-5, "{name}: {difference}");
 
         assert_eq!(llm.tokenizer.chat(&tiny.chat.messages()).unwrap(), tiny.chat.tokens, "{name}");
-        assert_eq!(llm.tokenizer.stop_tokens(), [262, 263], "{name}");
-        let names: Vec<_> = llm.model.parameters().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names.contains(&"lm_head.weight".to_owned()), name == "tiny-llama3");
+        for case in &tiny.strings {
+            assert_eq!(llm.tokenizer.encode(&case.text).unwrap(), case.tokens, "{name}: {:?}", case.text);
+        }
+        assert_eq!(tiny.strings.is_empty(), !name.contains("qwen"));
+        let stop = if name.contains("qwen") { [271, 272] } else { [262, 263] };
+        assert_eq!(llm.tokenizer.stop_tokens(), stop, "{name}");
+        llm
     }
 }
 
@@ -119,7 +134,7 @@ fn cache_and_no_cache_sample_the_same_tokens() {
 
 #[test]
 fn cache_and_no_cache_sample_the_same_tokens_while_rows_come_to_their_ends() {
-    for name in ["tiny-llama", "tiny-llama3"] {
+    for name in TINY {
         let llm = load(Path::new("fixtures/llm").join(name));
         // Ragged prompts, some of them equal; any token below 20 ends a row, so rows leave all the time.
         let prompts: Vec<Vec<i64>> =
@@ -164,7 +179,13 @@ fn a_row_does_not_depend_on_the_other_rows() {
 
 #[test]
 fn a_batch_and_its_rows_one_by_one_have_the_same_log_probabilities() {
-    let llm = smollm2();
+    batch_and_rows_agree(&smollm2());
+    for name in TINY {
+        batch_and_rows_agree(&load(Path::new("fixtures/llm").join(name)));
+    }
+}
+
+fn batch_and_rows_agree(llm: &Llm) {
     let texts = ["2 + 2 = 4", "A train leaves at 9:45 and arrives at 11:20, so it takes", "Yes"];
     let texts: Vec<_> = texts.iter().map(|text| llm.tokenizer.encode(text).unwrap()).collect();
     let width = texts.iter().map(Vec::len).max().unwrap() + 2;
@@ -184,6 +205,29 @@ fn a_batch_and_its_rows_one_by_one_have_the_same_log_probabilities() {
         let difference = (alone - together).abs().max().double_value(&[]);
         println!("row {row}: largest difference {difference:.1e}");
         assert!(difference < 1e-4, "row {row}: {difference}");
+    }
+}
+
+#[test]
+fn responses_behind_one_prompt_are_as_each_on_its_own() {
+    for name in TINY {
+        let llm = load(Path::new("fixtures/llm").join(name));
+        let (prompt, responses) = ([17, 200, 31], [vec![5, 90, 8], vec![7, 41]]);
+        let logits = |hidden: &Tensor| llm.model.head(hidden).squeeze_dim(0);
+        let packed: Vec<i64> = prompt.iter().chain(responses.iter().flatten()).copied().collect();
+        let positions = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 5, 3, 4]).unsqueeze(0);
+        // The prompt, and then the own response alone.
+        let sees = |i: usize, j: usize| j <= i && (j < 3 || (i < 6) == (j < 6));
+        let visible: Vec<Vec<bool>> = (0..8).map(|i| (0..8).map(|j| sees(i, j)).collect()).collect();
+        let visible = Tensor::from_slice2(&visible).unsqueeze(0);
+        let together = logits(&llm.model.hidden_at(&rows(&[&packed]), &positions, &visible));
+        for (response, places) in responses.iter().zip([[0, 1, 2, 3, 4, 5].as_slice(), &[0, 1, 2, 6, 7]]) {
+            let text = [&prompt, response.as_slice()].concat();
+            let alone = logits(&llm.model.hidden(&rows(&[&text]), &full(1, text.len())));
+            let places = Tensor::from_slice(places).to_kind(Kind::Int64);
+            let difference = (alone - together.index_select(0, &places)).abs().max().double_value(&[]);
+            assert!(difference < 1e-5, "{name}: {difference}");
+        }
     }
 }
 
@@ -282,7 +326,7 @@ fn a_truncated_gguf_is_one_sentence() {
         (
             "llama",
             "lxama",
-            "is a model of the architecture `lxama`; the one supported is `llama` (Llama, SmolLM2)",
+            "is a model of the architecture `lxama`; Llama (SmolLM2), Qwen2, Qwen2.5 and Qwen3 are supported",
         ),
         (
             "blk.7.ffn_up",
@@ -305,18 +349,36 @@ fn a_truncated_gguf_is_one_sentence() {
 
 #[test]
 fn a_directory_that_does_not_fit_is_one_sentence() {
-    let edits: [(&str, &str, &str, &str); 12] = [
+    let edits: [(&str, &str, &str, &str); 15] = [
         (
             "config.json",
             "LlamaForCausalLM",
-            "Qwen2ForCausalLM",
-            "is a model of the architecture `Qwen2ForCausalLM`; the one supported is `LlamaForCausalLM` (Llama, SmolLM2)",
+            "GPT2LMHeadModel",
+            "is a model of the architecture `GPT2LMHeadModel`; Llama (SmolLM2), Qwen2, Qwen2.5 and Qwen3 are supported",
         ),
         (
             "config.json",
             "\"llama3\"",
             "\"yarn\"",
             "has rope scaling of the type `yarn`; `default` and `llama3` are supported",
+        ),
+        (
+            "config.json",
+            "\"mlp_bias\": false",
+            "\"use_sliding_window\": true",
+            "has layers of sliding-window attention; only models whose layers all see the whole text are supported",
+        ),
+        (
+            "config.json",
+            "\"mlp_bias\": false",
+            "\"layer_types\": [\"full_attention\", \"sliding_attention\"]",
+            "has layers of sliding-window attention",
+        ),
+        (
+            "config.json",
+            "\"mlp_bias\": false",
+            "\"mlp_bias\": true",
+            "has no tensor `model.layers.0.mlp.gate_proj.bias`; it is incomplete",
         ),
         ("config.json", "\"silu\"", "\"gelu\"", "has hidden_act `gelu`; only `silu` is supported"),
         (
@@ -341,7 +403,7 @@ fn a_directory_that_does_not_fit_is_one_sentence() {
             "config.json",
             "\"num_hidden_layers\": 2",
             "\"num_hidden_layers\": 1",
-            "has the tensor `model.layers.1.input_layernorm.weight` (and 8 others) that a Llama model does not have",
+            "has the tensor `model.layers.1.input_layernorm.weight` (and 8 others) that a model with its config does not have",
         ),
         (
             "config.json",
@@ -428,6 +490,9 @@ fn a_conversation_without_a_template_is_one_sentence() {
 }
 
 // ---- what the tests share ----
+
+/// One random model of each family, and Llama in three forms.
+const TINY: [&str; 5] = ["tiny-llama", "tiny-llama-bias", "tiny-llama3", "tiny-qwen2", "tiny-qwen3"];
 
 const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -584,4 +649,6 @@ struct Tiny {
     attention_mask: Vec<Vec<bool>>,
     last_logits: Vec<Vec<f64>>,
     chat: Chat,
+    #[serde(default)]
+    strings: Vec<Text>,
 }

@@ -24,6 +24,8 @@ mod laws;
 #[cfg(feature = "torch")]
 mod llm;
 #[cfg(feature = "torch")]
+mod models;
+#[cfg(feature = "torch")]
 mod page;
 mod planted;
 mod process;

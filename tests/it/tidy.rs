@@ -27,8 +27,9 @@ const ARROWS: &[(&str, &[&str])] = &[
         "conformance",
         &["error", "file", "options", "value", "formula", "convention", "evaluate", "fixture", "spec"],
     ),
-    ("llm", &["error", "torch", "options"]),
-    ("train", &["error", "file", "torch", "options", "llm"]),
+    ("hub", &["error"]),
+    ("llm", &["error", "file", "hub", "torch", "options"]),
+    ("train", &["error", "file", "hub", "torch", "options", "llm"]),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.

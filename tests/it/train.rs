@@ -373,7 +373,7 @@ fn gsm8k_comes_from_the_hub_once() {
         .collect();
     let address = serve(parquet(&problems));
     let cache = TempDir::new().unwrap();
-    let hub = Hub { endpoint: Some(address), cache: Some(cache.path().to_owned()), progress: false };
+    let hub = Hub { endpoint: Some(address), cache: Some(cache.path().to_owned()), ..Hub::default() };
     let data = hub::gsm8k(&hub).unwrap();
     assert_eq!((&data.train, &data.test), (&problems, &problems));
     assert!(data.source.contains("openai/gsm8k"));
@@ -385,7 +385,7 @@ fn gsm8k_comes_from_the_hub_once() {
 #[test]
 fn without_a_network_the_hub_is_one_clear_sentence() {
     let cache = TempDir::new().unwrap();
-    let hub = Hub { endpoint: Some(unreachable()), cache: Some(cache.path().to_owned()), progress: false };
+    let hub = Hub { endpoint: Some(unreachable()), cache: Some(cache.path().to_owned()), ..Hub::default() };
     let message = hub::gsm8k(&hub).unwrap_err().to_string();
     assert!(
         message.starts_with("openai/gsm8k could not be fetched") && message.contains("--data"),

@@ -1,10 +1,11 @@
 """Records what Hugging Face transformers says of the language model, for tests/it/llm.rs to compare with.
 
-    python3 -m venv /tmp/hf && /tmp/hf/bin/pip install torch==2.11.0 transformers==5.23.0 gguf==0.19.0 numpy
+    python3 -m venv /tmp/hf && /tmp/hf/bin/pip install torch==2.11.0 transformers==5.23.0 gguf==0.19.0 accelerate numpy
     /tmp/hf/bin/python tests/python/check_smollm2.py [--gsm8k DIR]
 
-writes fixtures/llm/smollm2.json (from models/SmolLM2-135M-Instruct.Q4_1.gguf, which ./setup fetches) and the tiny
-Hugging Face directories fixtures/llm/tiny-llama and tiny-llama3 with what they must give, fixtures/llm/tiny.json.
+writes fixtures/llm/smollm2.json (from models/SmolLM2-135M-Instruct.Q4_1.gguf, which ./setup fetches), the tiny
+Hugging Face directories fixtures/llm/tiny-* (Llama, Qwen2, Qwen3; random weights), the Qwens once more as GGUF files,
+and what all of them must give, fixtures/llm/tiny.json; with --tiny only the tiny ones.
 DIR holds GSM8K's train.jsonl and test.jsonl; without it their token counts are kept as they were recorded.
 
     LLM_DUMP=/tmp/rust.safetensors cargo test --features torch --test it llm::smollm2_agrees
@@ -27,7 +28,15 @@ import gguf
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    Qwen3Config,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 GGUF = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,7 +100,7 @@ def smollm2():
                     rows = torch.arange(len(value)).reshape(heads if name == "attn_q" else groups, -1, 2)
                     value = value[torch.cat([rows[:, :, 0], rows[:, :, 1]], 1).flatten()]
                 state[f"model.layers.{layer}.{names[name]}.weight"] = value
-    model = LlamaForCausalLM(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()
     model.load_state_dict(state, strict=True)
 
     tokenizer = AutoTokenizer.from_pretrained(GGUF.parent, gguf_file=GGUF.name)
@@ -189,47 +198,142 @@ def byte_tokenizer():
     return tokenizer
 
 
+QWEN_MERGES = [
+    ("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"),
+    # Each of these may or may not be reached, as the text is split beforehand.
+    ("1", "2"), ("'", "s"), ("Ċ", "Ċ"), ("Ġ", "Ċ"), ("Ġ", "Ġ"), ("!", "Ċ"), (".", "a"), ("Ġ", "1"), ("e", "Ċ"), ("Ã", "©"),
+]  # fmt: skip
+
+
+def qwen_tokenizer():
+    """Qwen's own splitting over a vocabulary of all bytes, a few merges and special tokens: 275 tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + ["".join(pair) for pair in QWEN_MERGES]
+    tokenizer = Qwen2Tokenizer({token: i for i, token in enumerate(tokens)}, QWEN_MERGES, eos_token="<|im_end|>")
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<tool_call>", special=False)])
+    tokenizer.chat_template = (
+        "{%- if tools %}{{- raise_exception('no tools') }}{%- endif %}\n"
+        "{%- set ns = namespace(last=-1) %}\n"
+        "{%- for message in messages[::-1] %}\n"
+        "    {%- if ns.last < 0 and message.role == 'user' and message.content is string %}\n"
+        "        {%- set ns.last = messages|length - 1 - loop.index0 %}\n"
+        "    {%- endif %}\n"
+        "{%- endfor %}\n"
+        "{%- for message in messages %}\n"
+        "    {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}\n"
+        "    {{- '<|im_start|>' + message.role + ('*' if loop.index0 == ns.last else '') + '\\n' + content + '<|im_end|>\\n' }}\n"
+        "{%- endfor %}\n"
+        "{%- if add_generation_prompt %}\n"
+        "    {{- '<|im_start|>assistant\\n' }}\n"
+        "    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>' }}{%- endif %}\n"
+        "{%- endif %}"
+    )
+    return tokenizer
+
+
 def record_tiny():
-    tokenizer = byte_tokenizer()
+    byte, qwen = byte_tokenizer(), qwen_tokenizer()
     shared = dict(
-        vocab_size=264, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, initializer_range=0.3,
-        bos_token_id=261, eos_token_id=[262, 263],
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, rms_norm_eps=1e-5, initializer_range=0.3,
     )  # fmt: skip
+    llama = dict(shared, vocab_size=264, bos_token_id=261, eos_token_id=[262, 263])
+    # As published, with more embeddings than tokens.
+    qwens = dict(shared, vocab_size=280, bos_token_id=None, eos_token_id=272, pad_token_id=271)
+    plain = dict(rope_type="default", rope_theta=10000.0)
     llama3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
     kinds = {
-        "tiny-llama": (dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0), tie_word_embeddings=True), {}),
+        "tiny-llama": (byte, LlamaConfig(**llama, rope_parameters=plain, tie_word_embeddings=True), {}),
         # Everything else at once: its own head, wide heads, llama3 rotary scaling, bf16, two shards.
         "tiny-llama3": (
-            dict(rope_parameters=dict(llama3, rope_theta=500.0), tie_word_embeddings=False, head_dim=8),
+            byte,
+            LlamaConfig(**llama, rope_parameters=dict(llama3, rope_theta=500.0), tie_word_embeddings=False, head_dim=8),
             dict(max_shard_size="16KB"),
         ),
+        "tiny-llama-bias": (
+            byte,
+            LlamaConfig(**llama, rope_parameters=plain, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+            {},
+        ),
+        "tiny-qwen2": (qwen, Qwen2Config(**qwens, rope_parameters=dict(plain, rope_theta=1e6), tie_word_embeddings=False), {}),
+        "tiny-qwen3": (qwen, Qwen3Config(**qwens, rope_parameters=dict(plain, rope_theta=1e6), tie_word_embeddings=True, head_dim=8), {}),
     }
     record = {}
-    for name, (options, saving) in kinds.items():
+    for name, (tokenizer, config, saving) in kinds.items():
         torch.manual_seed(0)
         directory = OUT / name
         shutil.rmtree(directory, ignore_errors=True)
-        model = LlamaForCausalLM(LlamaConfig(**shared, **options))
+        model = AutoModelForCausalLM.from_config(config)
         if name == "tiny-llama3":
             model = model.bfloat16()
+        if name not in ("tiny-llama", "tiny-llama3"):
+            for parameter in model.parameters():  # biases start at 0 and norms at 1, where a mistake does not show
+                if parameter.dim() == 1:
+                    parameter += torch.randn_like(parameter) * 0.3
         model.save_pretrained(directory, **saving)
         tokenizer.save_pretrained(directory)
 
-        model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         rows = torch.randint(0, 264, (3, 40))
         mask = torch.ones_like(rows)
         mask[1, :7] = 0
         mask[2, :39] = 0
-        logits = model(rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
-        messages = CONVERSATIONS[1]
+        run = lambda model: model(rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
+        logits, messages = run(model), CONVERSATIONS[1]
         record[name] = {
             "tokens": rows.tolist(),
             "attention_mask": mask.bool().tolist(),
             "last_logits": [[round(x, 6) for x in row] for row in logits.tolist()],
             "chat": {"messages": messages, "tokens": chat(tokenizer, messages)},
         }
+        if tokenizer is qwen:
+            record[name]["strings"] = [{"text": t, "tokens": encode(tokenizer, t)} for t in STRINGS + ["a<tool_call>1"]]
+            write_gguf(OUT / f"{name}.gguf", model, tokenizer)
+            # With the config given: transformers overlooks the width of a head in a GGUF file.
+            again = AutoModelForCausalLM.from_pretrained(OUT, gguf_file=f"{name}.gguf", config=config, dtype=torch.float32)
+            assert torch.allclose(run(again), logits, atol=1e-5), name
     write(OUT / "tiny.json", record)
+
+
+def write_gguf(file, model, tokenizer):
+    """A Qwen as llama.cpp converts it: names of its own, the rows of queries and keys as they are."""
+    config, kind = model.config, model.config.model_type
+    out = gguf.GGUFWriter(file, kind)
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_block_count(config.num_hidden_layers)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    if kind == "qwen3":
+        out.add_key_length(config.head_dim)
+        out.add_value_length(config.head_dim)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+    texts = {i: token for token, i in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    types = {True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED}
+    ids = range(config.vocab_size)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("qwen2")
+    out.add_token_list([texts.get(i, f"[PAD{i}]") for i in ids])
+    out.add_token_types([
+        types[added[i].special] if i in added else gguf.TokenType.NORMAL if i in texts else gguf.TokenType.UNUSED for i in ids
+    ])  # fmt: skip
+    out.add_token_merges([" ".join(pair) for pair in QWEN_MERGES])
+    out.add_eos_token_id(config.eos_token_id)
+    out.add_pad_token_id(config.pad_token_id)
+    out.add_chat_template(tokenizer.chat_template)
+
+    names = gguf.get_tensor_name_map({"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}[kind], config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if not (name == "lm_head.weight" and config.tie_word_embeddings):
+            out.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
 
 
 def compare(dump):
@@ -255,6 +359,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", type=Path)
     parser.add_argument("--compare", type=Path)
+    parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -262,4 +367,5 @@ if __name__ == "__main__":
             compare(arguments.compare)
         else:
             record_tiny()
-            record_smollm2(arguments.gsm8k)
+            if not arguments.tiny:
+                record_smollm2(arguments.gsm8k)

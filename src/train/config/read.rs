@@ -119,12 +119,8 @@ impl Settings {
 
     fn unknown(&self, key: &str) -> String {
         let inside = format!("{key}.");
-        let within: Vec<&str> = self
-            .values
-            .keys()
-            .filter_map(|name| name.strip_prefix(&inside))
-            .map(|name| name.as_ref())
-            .collect();
+        let within: Vec<&str> =
+            self.values.keys().filter_map(|name| name.strip_prefix(inside.as_str())).collect();
         if !within.is_empty() {
             return format!("is a section; it has the keys {}", within.join(", "));
         }
