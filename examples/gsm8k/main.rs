@@ -1,30 +1,41 @@
 //! GRPO on GSM8K, from loading the model to the picture of the curves.
 //!
 //! `cargo run --release --features torch --example gsm8k` trains SmolLM2-135M-Instruct on problems that the crate
-//! brings along; with `GSM8K_DIR` set, or `--data`, on GSM8K itself. `--help` lists the rest.
+//! brings along; `--preset tiny` trains a model of a hundred thousand weights from nothing, in seconds; with
+//! `GSM8K_DIR` set, or `--data`, it is GSM8K itself. `--help` lists the rest.
+//!
+//! [`train`] is the whole algorithm: rollout, rewards, advantages, update, again and again.
 
-mod check;
+pub(crate) mod check;
 pub(crate) mod options;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_oracle::Result;
-use grpo_oracle::llm::{Llm, Sampling};
+use grpo_oracle::llm::{Llm, Model};
 use grpo_oracle::options::Gsm8k;
-use grpo_oracle::torch::advantage;
-use grpo_oracle::train::data::{self, Problem};
-use grpo_oracle::train::optim::AdamW;
+use grpo_oracle::train::algorithm::{Algorithm, Seen};
+use grpo_oracle::train::config::Config;
+use grpo_oracle::train::critic::Critic;
+use grpo_oracle::train::data::{self, Draws, Problem};
+use grpo_oracle::train::optim::{AdamW, AdamWOptions, Course};
 use grpo_oracle::train::report::{self, EvalLine, Run, StepLine};
-use grpo_oracle::train::{evaluate, progress, prompt, rollout, step};
+use grpo_oracle::train::rollout::{self, Rollout, RolloutOptions};
+use grpo_oracle::train::step::{self, StepMetrics, StepOptions};
+use grpo_oracle::train::{evaluate, prompt, sft, tiny};
+use grpo_oracle::Result;
 use tch::{Device, Kind};
 
-use options::{Config, Options};
+use options::Options;
 
 fn main() -> ExitCode {
-    match run(&Options::parse(), std::env::var_os("GSM8K_DIR")) {
-        Ok(()) => ExitCode::SUCCESS,
+    let options = Options::parse();
+    let config = options.config(std::env::var_os("GSM8K_DIR"));
+    match config.and_then(|config| train(&config, Algorithm::resolve(&config)?)) {
+        Ok(run) => {
+            println!("{}", outcome(&run));
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -32,58 +43,146 @@ fn main() -> ExitCode {
     }
 }
 
-pub(crate) fn run(options: &Options, gsm8k_dir: Option<OsString>) -> Result<()> {
-    let data = options.dataset(gsm8k_dir)?;
+/// A whole run. A step samples several responses to each of some problems, rewards those whose answer is right, works
+/// out how much better than the others each one was, and makes the better ones likelier.
+pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
+    let device = options::device(config)?;
+    let (sampling, updating) = (RolloutOptions::of(config)?, StepOptions::of(config, device)?);
+    let data = data::load(&config.data)?;
     println!("data   {}: {} to train on, {} held out", data.source, data.train.len(), data.test.len());
-    let device = options.device()?;
-    let config = options.resolve(&data, device)?;
-    println!("{}", plan(&config, device));
+    algorithm.warnings().iter().for_each(|warning| println!("note   {warning}"));
+    let llm = load(config, device)?;
+    let longest = config.data.max_prompt_length;
+    let problems =
+        prompt::within(&llm.tokenizer, data.train, longest, config.data.filter_overlong_prompts)?;
+    prompt::fit(&llm, &problems, sampling.sampling.max_new_tokens)?;
+    prompt::fit(&llm, &data.test, sampling.sampling.max_new_tokens)?;
+    let steps = steps(config, problems.len());
+    println!(
+        "run    {steps} steps of {} problems x {} responses of at most {} tokens",
+        sampling.problems, sampling.n, sampling.sampling.max_new_tokens
+    );
+    let folder = config.trainer.default_local_dir.as_deref();
+    let mut run = Run::create(folder, config.data.seed, &title(config), config)?;
 
-    let loading = progress::spinner(format!("loading {}", config.model.display()));
-    let llm = Llm::load(&config.model, device, Kind::Float)?;
-    loading.finish_and_clear();
-    let held_out = &data.test[..config.eval_problems];
-    prompt::fit(&llm, &data.train, config.max_new_tokens)?;
-    prompt::fit(&llm, held_out, config.max_new_tokens)?;
-
-    let reference = (config.update.loss.kl_loss_coef != 0.0).then(|| llm.model.frozen_copy());
+    // The models: the policy that learns, what it must not drift away from, and who judges its prospects.
     llm.model.set_trainable(true);
-    let mut optimizer = AdamW::new(llm.model.parameters().into_iter().map(|named| named.1), config.adamw);
-    let mut run = Run::create(options.out.as_deref(), config.seed, &title(&config), &config)?;
-    evaluate(&llm, held_out, &config, 0, &mut run)?;
+    warm_start(&llm, config, &problems, &sampling)?;
+    let reference = algorithm.needs_reference().then(|| llm.model.frozen_copy());
+    let mut critic = match algorithm.needs_critic() {
+        true => Some(Critic::new(&llm.model, config, updating.micro_batch, steps)?),
+        false => None,
+    };
+    let actor = &config.actor_rollout_ref.actor;
+    let parameters = llm.model.parameters().into_iter().map(|named| named.1);
+    let mut optimizer = AdamW::new(parameters, AdamWOptions::of(&actor.optim));
+    let course = Course::of(&actor.optim, steps)?;
+    let mut draws = Draws::new(problems, config.data.shuffle.then_some(config.data.seed));
+    if config.trainer.val_before_train {
+        evaluate(&llm, &data.test, config, 0, &mut run)?;
+    }
+    let steps = if config.trainer.val_only { 0 } else { steps };
+    let mut checked = false;
 
-    for step in 1..=config.steps {
-        let problems = data::draw(&data.train, step - 1, config.prompts, config.seed);
-        let rollout = rollout::sample(&llm, &problems, config.samples, &sampling(&config, step))?;
-        let rewards = rollout.rewards(&Gsm8k::strict())?;
-        let advantages = advantage::group_norm(&rewards, &rollout.group, &config.advantage)?;
-        let (update, record) = step::update(
-            &llm.model,
-            reference.as_ref(),
-            &mut optimizer,
-            &rollout,
-            &advantages,
-            &config.update,
-        )?;
+    for step in 1..=steps {
+        // Several responses to each problem, and which of them are right.
+        let rollout = rollout::collect(&llm, &mut draws, step, &sampling)?;
+        let rewards = rollout.rewards(&sampling.grading)?;
 
-        if step == 1 {
-            println!("{}", check::against_reference(&record)?);
+        // How much better than expected each response was, token by token.
+        let mut seen = look(&llm, reference.as_ref(), critic.as_ref(), &rollout, &algorithm, config, &updating)?;
+        seen.rewards = rewards.shallow_clone();
+        let mut advantages = algorithm.advantages(&rollout, &seen)?;
+        advantages.remarks.iter().for_each(|remark| println!("note   step {step}: {remark}"));
+
+        // The critic learns what to expect, the policy to do better than that.
+        let critic_metrics =
+            critic.as_mut().map(|critic| critic.update(&rollout, &seen, &advantages, step)).transpose()?;
+        optimizer.options.lr = course.lr(step)?;
+        let mut passes = Vec::new();
+        for epoch in 0..if step > config.trainer.critic_warmup { actor.ppo_epochs } else { 0 } {
+            if epoch > 0 && algorithm.follows_the_policy() {
+                let logp = rollout.responses().frozen_logp(&llm.model, updating.temperature, updating.micro_batch)?;
+                seen.logp = Some(logp);
+                advantages = algorithm.advantages(&rollout, &seen)?;
+            }
+            let options = updating.reshuffled(step, epoch);
+            let (metrics, record) =
+                step::update(&llm.model, &mut optimizer, &rollout, &seen, &advantages, &options)?;
+            passes.push(metrics);
+            // The first loss of every run is computed again by the reference.
+            if let (false, Some(record)) = (checked, record) {
+                println!("{}", check::against_reference(&record)?);
+                checked = true;
+            }
         }
-        let line = StepLine::of(step, &rollout, &rewards, &rollout.rewards(&Gsm8k::flexible())?, update);
-        println!("{}", line.summary(config.steps));
-        run.step(line, &report::samples(step, &rollout, &rewards, &advantages))?;
-        if step % config.eval_every == 0 || step == config.steps {
-            evaluate(&llm, held_out, &config, step, &mut run)?;
+
+        let flexible = rollout.rewards(&Gsm8k::flexible())?;
+        let update = StepMetrics::of_passes(&passes);
+        let samples = report::samples(step, &rollout, &rewards, &advantages.of_rows()?);
+        let line = StepLine::of(step, &rollout, &rewards, &flexible, advantages.figures, critic_metrics, update);
+        println!("{}", line.summary(steps));
+        run.step(line, &samples)?;
+        if step == steps || usize::try_from(config.trainer.test_freq).is_ok_and(|every| every > 0 && step % every == 0) {
+            evaluate(&llm, &data.test, config, step, &mut run)?;
         }
     }
-    println!("{}", outcome(&run));
+    Ok(run)
+}
+
+/// What the models make of a rollout, as far as the algorithm asks.
+fn look(
+    llm: &Llm,
+    reference: Option<&Model>,
+    critic: Option<&Critic>,
+    rollout: &Rollout,
+    algorithm: &Algorithm,
+    config: &Config,
+    updating: &StepOptions,
+) -> Result<Seen> {
+    let responses = rollout.responses();
+    let logp = |model: &Model| responses.frozen_logp(model, updating.temperature, updating.micro_batch);
+    // The policy moves between optimiser steps. A single one needs no pass of its own: nothing has moved yet.
+    let problems = rollout.texts.len() / rollout.n;
+    let several = config.actor_rollout_ref.actor.ppo_epochs > 1 || problems > updating.mini_batch;
+    let baselines = || rollout.baselines(llm, config.data.max_response_length, &rollout::grading(config));
+    Ok(Seen {
+        rewards: rollout.rewards(&rollout::grading(config))?,
+        baselines: algorithm.needs_baselines().then(baselines).transpose()?,
+        logp_old: (several || algorithm.needs_logp_old()).then(|| logp(&llm.model)).transpose()?,
+        logp: None,
+        logp_ref: reference.map(logp).transpose()?,
+        values: critic.map(|critic| critic.values(&responses)).transpose()?,
+    })
+}
+
+/// Supervised training before the first rollout: on worked solutions, then on the model's own right responses.
+fn warm_start(llm: &Llm, config: &Config, problems: &[Problem], sampling: &RolloutOptions) -> Result<()> {
+    let (options, seed) = (&config.sft, config.data.seed);
+    let max_grad_norm = config.actor_rollout_ref.actor.grad_clip;
+    if options.total_epochs > 0 {
+        let longest = config.data.max_prompt_length + config.data.max_response_length;
+        let examples = sft::solutions(&llm.tokenizer, problems, longest)?;
+        println!("sft    {} worked solutions", examples.len());
+        let metrics = sft::train(llm, &examples, options, max_grad_norm, seed)?;
+        println!("{}", metrics.summary());
+    }
+    let mut draws = Draws::new(problems.to_vec(), Some(seed));
+    for round in 1..=options.expert_iterations {
+        let asked = options.expert_batch_size.unwrap_or(problems.len());
+        let examples = sft::own_right_ones(llm, &mut draws, asked, round, sampling)?;
+        println!("expert iteration {round}: {} right responses to {asked} problems", examples.len());
+        let once = grpo_oracle::train::config::Sft { total_epochs: options.total_epochs.max(1), ..options.clone() };
+        println!("{}", sft::train(llm, &examples, &once, max_grad_norm, seed)?.summary());
+    }
     Ok(())
 }
 
 /// Greedy accuracy on held-out problems, printed and recorded.
 fn evaluate(llm: &Llm, held_out: &[Problem], config: &Config, step: usize, run: &mut Run) -> Result<()> {
-    let batch = config.prompts * config.samples;
-    let result = evaluate::greedy(llm, held_out, config.max_new_tokens, batch)?;
+    let batch = config.data.train_batch_size * config.actor_rollout_ref.rollout.n;
+    let grading = rollout::grading(config);
+    let result = evaluate::greedy(llm, held_out, config.data.max_response_length, batch, &grading)?;
     let (share, seconds) = (100.0 * result.accuracy(), result.seconds);
     println!(
         "held out after {step} steps: {} of {} solved ({share:.0} %, {seconds:.1} s)",
@@ -92,32 +191,23 @@ fn evaluate(llm: &Llm, held_out: &[Problem], config: &Config, step: usize, run: 
     run.evaluation(EvalLine::of(step, &result))
 }
 
-/// Every step draws from its own random streams.
-fn sampling(config: &Config, step: usize) -> Sampling {
-    Sampling {
-        temperature: config.temperature,
-        top_p: config.top_p,
-        max_new_tokens: config.max_new_tokens,
-        seed: config.seed.wrapping_mul(1_000_003).wrapping_add(step as u64),
+fn load(config: &Config, device: Device) -> Result<Llm> {
+    let path = &config.actor_rollout_ref.model.path;
+    println!("model  {path} on {}", if device == Device::Cpu { "cpu" } else { "cuda" });
+    match path.as_str() {
+        tiny::PATH => tiny::llm(config.data.seed, device, Kind::Float),
+        path => Llm::load(path.as_ref(), device, Kind::Float),
     }
 }
 
-/// What is about to happen.
-fn plan(config: &Config, device: Device) -> String {
-    let Config { steps, prompts, samples, max_new_tokens, .. } = config;
-    let size = format!(
-        "{steps} steps of {prompts} problems x {samples} responses of at most {max_new_tokens} tokens"
-    );
-    let kind = match device {
-        Device::Cpu => "; the default on a CPU is a short run, about five minutes on two cores (see --steps)",
-        _ => "",
-    };
-    format!("model  {} on {}\nrun    {size}{kind}", config.model.display(), config.device)
+/// The number of steps that was asked for, or that goes through the problems often enough.
+fn steps(config: &Config, problems: usize) -> usize {
+    let of_epochs = config.trainer.total_epochs * (problems / config.data.train_batch_size).max(1);
+    config.trainer.total_training_steps.unwrap_or(of_epochs)
 }
 
 fn title(config: &Config) -> String {
-    let model = config.model.file_stem().unwrap_or_default().to_string_lossy();
-    format!("GRPO: {model}, {}", config.data)
+    format!("{}: {}, {}", config.trainer.project_name, config.actor_rollout_ref.model.path, config.data.train_files)
 }
 
 fn outcome(run: &Run) -> String {

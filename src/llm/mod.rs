@@ -6,6 +6,7 @@ pub mod config;
 pub mod generate;
 pub mod gguf;
 pub mod model;
+mod random;
 pub mod tokenizer;
 mod weights;
 

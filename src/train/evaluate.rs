@@ -29,13 +29,19 @@ impl Evaluation {
     }
 }
 
-/// The most likely answer to each problem, `batch` problems at a time, judged by the strict reward.
+/// The most likely answer to each problem, `batch` problems at a time, judged as `grading` says.
 ///
 /// # Errors
 /// As [`rollout::respond`].
-pub fn greedy(llm: &Llm, problems: &[Problem], max_new_tokens: usize, batch: usize) -> Result<Evaluation> {
+pub fn greedy(
+    llm: &Llm,
+    problems: &[Problem],
+    max_new_tokens: usize,
+    batch: usize,
+    grading: &Gsm8k,
+) -> Result<Evaluation> {
     let started = Instant::now();
-    let sampling = Sampling { temperature: 0.0, top_p: 1.0, max_new_tokens, seed: 0 };
+    let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: None, max_new_tokens, seed: 0 };
     let batches = problems.chunks(batch.max(1));
     let bar = progress::bar("evaluation", batches.len() * max_new_tokens);
     let (mut correct, mut tokens) = (0, 0);
@@ -46,7 +52,7 @@ pub fn greedy(llm: &Llm, problems: &[Problem], max_new_tokens: usize, batch: usi
         for (response, problem) in generation.tokens.iter().zip(part) {
             let text = llm.tokenizer.decode(response)?;
             tokens += response.len();
-            correct += usize::from(reward::gsm8k(&text, &problem.answer, &Gsm8k::strict())? > 0.0);
+            correct += usize::from(reward::gsm8k(&text, &problem.answer, grading)? > 0.0);
         }
     }
     bar.finish_and_clear();

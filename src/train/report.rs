@@ -12,6 +12,8 @@ use noisy_float::types::n64;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
+use super::algorithm::Figures;
+use super::critic::CriticMetrics;
 use super::curves;
 use super::evaluate::Evaluation;
 use super::rollout::Rollout;
@@ -46,6 +48,16 @@ pub struct StepLine {
     pub rollout_tokens_per_s: f64,
     /// How long sampling took.
     pub rollout_seconds: f64,
+    /// Rollouts that it took to find enough groups whose rewards differ.
+    pub gen_batches: usize,
+    /// Groups that were sampled and left out because their rewards were all equal.
+    pub dropped_groups: usize,
+    /// The advantages' figures.
+    #[serde(flatten)]
+    pub advantages: Figures,
+    /// The critic's figures.
+    #[serde(flatten)]
+    pub critic: Option<CriticMetrics>,
     /// The update's figures; its `seconds` are the update's.
     #[serde(flatten)]
     pub update: StepMetrics,
@@ -58,6 +70,8 @@ impl StepLine {
         rollout: &Rollout,
         rewards: &Tensor,
         flexible: &Tensor,
+        advantages: Figures,
+        critic: Option<CriticMetrics>,
         update: StepMetrics,
     ) -> Self {
         let mean = |values: &Tensor| values.mean(Kind::Double).double_value(&[]);
@@ -81,6 +95,10 @@ impl StepLine {
             stopped: rollout.stopped.iter().filter(|&&stopped| stopped).count() as f64 / rows,
             rollout_tokens_per_s: rollout.tokens_per_s(),
             rollout_seconds: rollout.seconds,
+            gen_batches: rollout.gen_batches,
+            dropped_groups: rollout.dropped_groups,
+            advantages,
+            critic,
             update,
         }
     }

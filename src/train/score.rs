@@ -1,6 +1,6 @@
 //! Log-probabilities of sampled responses. The responses to one problem share one pass over their prompt.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
 use crate::llm::Model;
@@ -36,22 +36,50 @@ impl Responses {
     /// # Errors
     /// As [`logprob::token`].
     pub fn score(&self, model: &Model, temperature: f64) -> Result<Scores> {
-        let packed = self.packed();
-        let hidden = model.hidden_at(&packed.tokens, &packed.positions, &packed.visible);
-        let hidden = hidden.index_select(1, &packed.before).index(&[Some(&packed.response_mask)]);
         let (_, responses) = self.halves(&self.tokens);
         let targets = responses.index(&[Some(&self.response_mask)]);
         let scores = logprob::token(
-            &model.head(&hidden).unsqueeze(0),
+            &model.head(&self.states(model)).unsqueeze(0),
             &targets.unsqueeze(0),
             &Softmax::at(temperature),
         )?;
-        // Packing keeps the order of the rows, so the list of kept tokens is the same as here.
-        let spread = |values: &Tensor| {
-            let zeros = self.response_mask.zeros_like().to_kind(values.kind());
-            zeros.masked_scatter(&self.response_mask, &values.squeeze_dim(0))
-        };
+        let spread = |of_tokens: &Tensor| self.spread(&of_tokens.squeeze_dim(0));
         Ok(Scores { logp: spread(&scores.logp), entropy: spread(&scores.entropy) })
+    }
+
+    /// The hidden state before each response token, the one that predicts it, `[N, H]`: token by token, row by row.
+    pub fn states(&self, model: &Model) -> Tensor {
+        let packed = self.packed();
+        let hidden = model.hidden_at(&packed.tokens, &packed.positions, &packed.visible);
+        hidden.index_select(1, &packed.before).index(&[Some(&packed.response_mask)])
+    }
+
+    /// Numbers of the response tokens, `[N]`, in their places, `[b, T]`; 0 in masked slots.
+    pub fn spread(&self, of_tokens: &Tensor) -> Tensor {
+        // Packing keeps the order of the rows, so the list of kept tokens is the same as here.
+        let zeros = self.response_mask.zeros_like().to_kind(of_tokens.kind());
+        zeros.masked_scatter(&self.response_mask, of_tokens)
+    }
+
+    /// Some rows, cut to the longest prompt and the longest response among them.
+    pub fn rows(&self, rows: &Tensor) -> Self {
+        let own = |tensor: &Tensor| tensor.index_select(0, rows);
+        let (attention_mask, response_mask) = (own(&self.attention_mask), own(&self.response_mask));
+        let left = attention_mask.size()[1] - response_mask.size()[1];
+        let longest = |mask: &Tensor| mask.sum_dim_intlist(1i64, false, Kind::Int64).max().int64_value(&[]);
+        let (prompt, response) = (longest(&attention_mask.narrow(1, 0, left)), longest(&response_mask));
+        let cut = |tensor: &Tensor| tensor.narrow(1, left - prompt, prompt + response);
+        Self {
+            tokens: cut(&own(&self.tokens)),
+            attention_mask: cut(&attention_mask),
+            response_mask: response_mask.narrow(1, 0, response),
+            group: own(&self.group),
+        }
+    }
+
+    /// The width T of the responses.
+    pub fn width(&self) -> i64 {
+        self.response_mask.size()[1]
     }
 
     /// One row a group: its prompt, then its responses one behind the other.
@@ -101,6 +129,37 @@ impl Responses {
         let opens = slots.remainder(right).eq(0);
         let before = (slots + (left - 1)).masked_fill(&opens, left - 1);
         Packed { tokens, positions, visible, before, response_mask }
+    }
+
+    /// All rows scored without gradients, `size` of them at a time; the log-probabilities, `[b, T]`.
+    ///
+    /// # Errors
+    /// As [`Responses::score`].
+    pub fn frozen_logp(&self, model: &Model, temperature: f64, size: usize) -> Result<Tensor> {
+        self.piece_by_piece(size, |piece| Ok(piece.score(model, temperature)?.logp))
+    }
+
+    /// Something of each token, `[b, T]`, computed without gradients from `size` rows at a time.
+    ///
+    /// # Errors
+    /// As `of_piece`.
+    pub fn piece_by_piece(
+        &self,
+        size: usize,
+        mut of_piece: impl FnMut(&Self) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let count = self.tokens.size()[0];
+        let pieces = (0..count).step_by(size.max(1)).map(|first| {
+            let rows = Tensor::arange_start(
+                first,
+                (first + size as i64).min(count),
+                (Kind::Int64, self.tokens.device()),
+            );
+            let piece = self.rows(&rows);
+            let values = no_grad(|| of_piece(&piece))?;
+            Ok(values.constant_pad_nd([0, self.width() - piece.width()]))
+        });
+        Ok(Tensor::cat(&pieces.collect::<Result<Vec<_>>>()?, 0))
     }
 
     fn halves(&self, tensor: &Tensor) -> (Tensor, Tensor) {

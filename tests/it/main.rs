@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod adapters;
+#[cfg(feature = "torch")]
+mod algorithms;
 mod answers;
 mod command;
 mod conventions;
@@ -17,6 +19,8 @@ mod identify;
 mod judge;
 mod kills;
 mod laws;
+#[cfg(feature = "torch")]
+mod learn;
 #[cfg(feature = "torch")]
 mod llm;
 mod planted;
