@@ -195,7 +195,10 @@ fn load(config: &Config, device: Device) -> Result<Llm> {
     let path = &config.actor_rollout_ref.model.path;
     println!("model  {path} on {}", if device == Device::Cpu { "cpu" } else { "cuda" });
     match path.as_str() {
-        tiny::PATH => tiny::llm(config.data.seed, device, Kind::Float),
+        tiny::PATH => {
+            tch::set_num_threads(1); // to share out products this small costs more than they do
+            tiny::llm(config.data.seed, device, Kind::Float)
+        }
         path => Llm::load(path.as_ref(), device, Kind::Float),
     }
 }

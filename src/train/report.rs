@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use ndarray::Array1;
@@ -190,6 +191,9 @@ pub fn samples(step: usize, rollout: &Rollout, rewards: &Tensor, advantages: &Te
         .collect()
 }
 
+/// Steps may be quicker than a picture of them.
+const BETWEEN_PICTURES: Duration = Duration::from_secs(5);
+
 /// The open run folder.
 #[derive(Debug)]
 pub struct Run {
@@ -199,6 +203,7 @@ pub struct Run {
     rollouts: File,
     steps: Vec<StepLine>,
     evaluations: Vec<EvalLine>,
+    drawn: Instant,
 }
 
 impl Run {
@@ -223,6 +228,7 @@ impl Run {
             rollouts: created(&folder.join("rollouts.jsonl"))?,
             steps: Vec::new(),
             evaluations: Vec::new(),
+            drawn: Instant::now(),
             folder,
         })
     }
@@ -242,7 +248,7 @@ impl Run {
         &self.evaluations
     }
 
-    /// Records a training step and some of its responses, and draws the curves anew.
+    /// Records a training step and some of its responses, and draws the curves anew if that is some seconds ago.
     ///
     /// # Errors
     /// `file` if the folder cannot be written.
@@ -252,7 +258,10 @@ impl Run {
             append(&mut self.rollouts, &self.folder.join("rollouts.jsonl"), sample)?;
         }
         self.steps.push(line);
-        self.draw()
+        match self.drawn.elapsed() > BETWEEN_PICTURES {
+            true => self.draw(),
+            false => Ok(()),
+        }
     }
 
     /// Records an evaluation and draws the curves anew.
@@ -265,7 +274,8 @@ impl Run {
         self.draw()
     }
 
-    fn draw(&self) -> Result<()> {
+    fn draw(&mut self) -> Result<()> {
+        self.drawn = Instant::now();
         let path = self.folder.join("curves.svg");
         let picture = curves::svg(&self.title, &self.steps, &self.evaluations)
             .map_err(|problem| Error::file(&path, problem))?;

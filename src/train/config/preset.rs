@@ -32,15 +32,15 @@ pub fn tiny() -> Config {
     config.data.max_prompt_length = 16;
     config.data.max_response_length = 8;
     config.sft.total_epochs = 1000;
-    config.sft.total_training_steps = Some(60);
+    config.sft.total_training_steps = Some(45);
     config.sft.train_batch_size = 32;
     config.sft.micro_batch_size_per_gpu = 32;
     config.sft.optim.lr = 3e-3;
-    config.actor_rollout_ref.actor.optim.lr = 5e-4;
+    config.actor_rollout_ref.actor.optim.lr = 1e-3;
     config.actor_rollout_ref.actor.optim.weight_decay = 0.0;
     config.critic.optim.lr = 1e-3;
-    config.trainer.total_training_steps = Some(150);
-    config.trainer.test_freq = 50;
+    config.trainer.total_training_steps = Some(120);
+    config.trainer.test_freq = 40;
     config.trainer.project_name = "tiny".to_owned();
     config
 }
