@@ -73,7 +73,8 @@ impl Numbers {
         plain: impl Fn(f64) -> R,
     ) -> Result<R> {
         let read = |array: &Array2<f64>| array.mapv(&plain);
-        let (logp, logp_old, advantages) = (self.logp.mapv(seeded), read(&self.logp_old), read(&self.advantages));
+        let (logp, logp_old, advantages) =
+            (self.logp.mapv(seeded), read(&self.logp_old), read(&self.advantages));
         let (logp_ref, entropy) = (self.logp_ref.as_ref().map(read), self.entropy.as_ref().map(read));
         let mask = &self.mask;
         let actor_loss = |advantages: &Array2<R>| {
@@ -84,16 +85,26 @@ impl Numbers {
         let policy_loss = match &options.objective {
             Objective::Vanilla => return Ok(actor_loss(&advantages)?.loss),
             Objective::Gpg => of_tokens(objective::policy_gradient(&logp, &advantages)?)?,
-            Objective::Gspo(gspo) => of_tokens(objective::gspo(&logp, &logp_old, &advantages, mask, gspo)?.loss)?,
-            Objective::Cispo(cispo) => of_tokens(objective::cispo(&logp, &logp_old, &advantages, mask, cispo)?)?,
+            Objective::Gspo(gspo) => {
+                of_tokens(objective::gspo(&logp, &logp_old, &advantages, mask, gspo)?.loss)?
+            }
+            Objective::Cispo(cispo) => {
+                of_tokens(objective::cispo(&logp, &logp_old, &advantages, mask, cispo)?)?
+            }
             Objective::Sapo(sapo) => of_tokens(objective::sapo(&logp, &logp_old, &advantages, mask, sapo)?)?,
             Objective::GeoMean(gmpo) => {
                 let along = MaskedMean::along(1);
                 let of_rows = mask::mean(&advantages.view().into_dyn(), &mask.view().into_dyn(), &along)?;
-                let of_rows = of_rows.into_dimensionality::<Ix1>().map_err(|e| Error::input("advantages", e.to_string()))?;
+                let of_rows = of_rows
+                    .into_dimensionality::<Ix1>()
+                    .map_err(|e| Error::input("advantages", e.to_string()))?;
                 let losses = objective::gmpo(&logp, &logp_old, &of_rows, mask, gmpo)?;
                 let rows = mask.map_axis(Axis(1), |row| row.iter().any(|&kept| kept)).insert_axis(Axis(1));
-                aggregate::loss(&losses.insert_axis(Axis(1)), &rows, &loss::over_rows(&options.terms.aggregate))?
+                aggregate::loss(
+                    &losses.insert_axis(Axis(1)),
+                    &rows,
+                    &loss::over_rows(&options.terms.aggregate),
+                )?
             }
         };
         if options.terms.kl_loss_coef == 0.0 && options.terms.entropy_coeff == 0.0 {

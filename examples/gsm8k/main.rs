@@ -12,18 +12,19 @@ pub(crate) mod options;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_oracle::llm::{Llm, Model};
+use grpo_oracle::Result;
+use grpo_oracle::llm::Llm;
 use grpo_oracle::options::Gsm8k;
-use grpo_oracle::train::algorithm::{Algorithm, Seen};
+use grpo_oracle::train::algorithm::Algorithm;
 use grpo_oracle::train::config::Config;
 use grpo_oracle::train::critic::Critic;
 use grpo_oracle::train::data::{self, Draws, Problem};
+use grpo_oracle::train::experience::Models;
 use grpo_oracle::train::optim::{AdamW, AdamWOptions, Course};
 use grpo_oracle::train::report::{self, EvalLine, Run, StepLine};
-use grpo_oracle::train::rollout::{self, Rollout, RolloutOptions};
+use grpo_oracle::train::rollout::{self, RolloutOptions};
 use grpo_oracle::train::step::{self, StepMetrics, StepOptions};
 use grpo_oracle::train::{evaluate, prompt, sft, tiny};
-use grpo_oracle::Result;
 use tch::{Device, Kind};
 
 use options::Options;
@@ -47,14 +48,14 @@ fn main() -> ExitCode {
 /// out how much better than the others each one was, and makes the better ones likelier.
 pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
     let device = options::device(config)?;
+    options::check_wired(config)?;
     let (sampling, updating) = (RolloutOptions::of(config)?, StepOptions::of(config, device)?);
     let data = data::load(&config.data)?;
     println!("data   {}: {} to train on, {} held out", data.source, data.train.len(), data.test.len());
     algorithm.warnings().iter().for_each(|warning| println!("note   {warning}"));
     let llm = load(config, device)?;
     let longest = config.data.max_prompt_length;
-    let problems =
-        prompt::within(&llm.tokenizer, data.train, longest, config.data.filter_overlong_prompts)?;
+    let problems = prompt::within(&llm.tokenizer, data.train, longest, config.data.filter_overlong_prompts)?;
     prompt::fit(&llm, &problems, sampling.sampling.max_new_tokens)?;
     prompt::fit(&llm, &data.test, sampling.sampling.max_new_tokens)?;
     let steps = steps(config, problems.len());
@@ -67,7 +68,7 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
 
     // The models: the policy that learns, what it must not drift away from, and who judges its prospects.
     llm.model.set_trainable(true);
-    warm_start(&llm, config, &problems, &sampling)?;
+    sft::warm_start(&llm, config, &problems, &sampling, |said| println!("sft    {said}"))?;
     let reference = algorithm.needs_reference().then(|| llm.model.frozen_copy());
     let mut critic = match algorithm.needs_critic() {
         true => Some(Critic::new(&llm.model, config, updating.micro_batch, steps)?),
@@ -85,13 +86,12 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
     let mut checked = false;
 
     for step in 1..=steps {
-        // Several responses to each problem, and which of them are right.
+        // Several responses to each problem, and which of them are right; what the models make of them.
         let rollout = rollout::collect(&llm, &mut draws, step, &sampling)?;
-        let rewards = rollout.rewards(&sampling.grading)?;
+        let models = Models { policy: &llm, reference: reference.as_ref(), critic: critic.as_ref() };
+        let mut seen = models.look_at(&rollout, &algorithm, config, &updating)?;
 
         // How much better than expected each response was, token by token.
-        let mut seen = look(&llm, reference.as_ref(), critic.as_ref(), &rollout, &algorithm, config, &updating)?;
-        seen.rewards = rewards.shallow_clone();
         let mut advantages = algorithm.advantages(&rollout, &seen)?;
         advantages.remarks.iter().for_each(|remark| println!("note   step {step}: {remark}"));
 
@@ -102,7 +102,11 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
         let mut passes = Vec::new();
         for epoch in 0..if step > config.trainer.critic_warmup { actor.ppo_epochs } else { 0 } {
             if epoch > 0 && algorithm.follows_the_policy() {
-                let logp = rollout.responses().frozen_logp(&llm.model, updating.temperature, updating.micro_batch)?;
+                let logp = rollout.responses().frozen_logp(
+                    &llm.model,
+                    updating.temperature,
+                    updating.micro_batch,
+                )?;
                 seen.logp = Some(logp);
                 advantages = algorithm.advantages(&rollout, &seen)?;
             }
@@ -119,63 +123,25 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
 
         let flexible = rollout.rewards(&Gsm8k::flexible())?;
         let update = StepMetrics::of_passes(&passes);
-        let samples = report::samples(step, &rollout, &rewards, &advantages.of_rows()?);
-        let line = StepLine::of(step, &rollout, &rewards, &flexible, advantages.figures, critic_metrics, update);
+        let samples = report::samples(step, &rollout, &seen.rewards, &advantages.of_rows()?);
+        let line = StepLine::of(
+            step,
+            &rollout,
+            &seen.rewards,
+            &flexible,
+            advantages.figures,
+            critic_metrics,
+            update,
+        );
         println!("{}", line.summary(steps));
         run.step(line, &samples)?;
-        if step == steps || usize::try_from(config.trainer.test_freq).is_ok_and(|every| every > 0 && step % every == 0) {
+        if step == steps
+            || usize::try_from(config.trainer.test_freq).is_ok_and(|every| every > 0 && step % every == 0)
+        {
             evaluate(&llm, &data.test, config, step, &mut run)?;
         }
     }
     Ok(run)
-}
-
-/// What the models make of a rollout, as far as the algorithm asks.
-fn look(
-    llm: &Llm,
-    reference: Option<&Model>,
-    critic: Option<&Critic>,
-    rollout: &Rollout,
-    algorithm: &Algorithm,
-    config: &Config,
-    updating: &StepOptions,
-) -> Result<Seen> {
-    let responses = rollout.responses();
-    let logp = |model: &Model| responses.frozen_logp(model, updating.temperature, updating.micro_batch);
-    // The policy moves between optimiser steps. A single one needs no pass of its own: nothing has moved yet.
-    let problems = rollout.texts.len() / rollout.n;
-    let several = config.actor_rollout_ref.actor.ppo_epochs > 1 || problems > updating.mini_batch;
-    let baselines = || rollout.baselines(llm, config.data.max_response_length, &rollout::grading(config));
-    Ok(Seen {
-        rewards: rollout.rewards(&rollout::grading(config))?,
-        baselines: algorithm.needs_baselines().then(baselines).transpose()?,
-        logp_old: (several || algorithm.needs_logp_old()).then(|| logp(&llm.model)).transpose()?,
-        logp: None,
-        logp_ref: reference.map(logp).transpose()?,
-        values: critic.map(|critic| critic.values(&responses)).transpose()?,
-    })
-}
-
-/// Supervised training before the first rollout: on worked solutions, then on the model's own right responses.
-fn warm_start(llm: &Llm, config: &Config, problems: &[Problem], sampling: &RolloutOptions) -> Result<()> {
-    let (options, seed) = (&config.sft, config.data.seed);
-    let max_grad_norm = config.actor_rollout_ref.actor.grad_clip;
-    if options.total_epochs > 0 {
-        let longest = config.data.max_prompt_length + config.data.max_response_length;
-        let examples = sft::solutions(&llm.tokenizer, problems, longest)?;
-        println!("sft    {} worked solutions", examples.len());
-        let metrics = sft::train(llm, &examples, options, max_grad_norm, seed)?;
-        println!("{}", metrics.summary());
-    }
-    let mut draws = Draws::new(problems.to_vec(), Some(seed));
-    for round in 1..=options.expert_iterations {
-        let asked = options.expert_batch_size.unwrap_or(problems.len());
-        let examples = sft::own_right_ones(llm, &mut draws, asked, round, sampling)?;
-        println!("expert iteration {round}: {} right responses to {asked} problems", examples.len());
-        let once = grpo_oracle::train::config::Sft { total_epochs: options.total_epochs.max(1), ..options.clone() };
-        println!("{}", sft::train(llm, &examples, &once, max_grad_norm, seed)?.summary());
-    }
-    Ok(())
 }
 
 /// Greedy accuracy on held-out problems, printed and recorded.
@@ -210,7 +176,10 @@ fn steps(config: &Config, problems: usize) -> usize {
 }
 
 fn title(config: &Config) -> String {
-    format!("{}: {}, {}", config.trainer.project_name, config.actor_rollout_ref.model.path, config.data.train_files)
+    format!(
+        "{}: {}, {}",
+        config.trainer.project_name, config.actor_rollout_ref.model.path, config.data.train_files
+    )
 }
 
 fn outcome(run: &Run) -> String {

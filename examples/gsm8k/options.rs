@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use grpo_oracle::options::LossAggMode;
 use grpo_oracle::train::builtin::Level;
-use grpo_oracle::train::config::{Config, preset};
+use grpo_oracle::train::config::{Config, Dtype, preset};
 use grpo_oracle::{Error, Result};
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
 use tch::{Cuda, Device};
@@ -178,6 +178,22 @@ pub(crate) fn device(config: &Config) -> Result<Device> {
             Some(index) => cuda(index),
             None => Err(off(format!("`{other}` is unknown; use cpu, cuda or cuda:N"))),
         },
+    }
+}
+
+/// Options that are understood and not yet acted on are refused, not passed over.
+pub(crate) fn check_wired(config: &Config) -> Result<()> {
+    let (policy, validation) = (&config.actor_rollout_ref, &config.actor_rollout_ref.rollout.val_kwargs);
+    let asked = [
+        ("actor_rollout_ref.model.lora_rank", policy.model.lora_rank > 0),
+        ("actor_rollout_ref.model.enable_gradient_checkpointing", policy.model.enable_gradient_checkpointing),
+        ("actor_rollout_ref.actor.dtype", policy.actor.dtype != Dtype::Float32),
+        ("actor_rollout_ref.rollout.val_kwargs", validation.n > 1 || validation.do_sample),
+        ("trainer.save_freq", config.trainer.save_freq > 0),
+    ];
+    match asked.iter().find(|(_, is_asked)| *is_asked) {
+        Some((key, _)) => Err(Error::option(*key, "is not available in this trainer yet; leave it out")),
+        None => Ok(()),
     }
 }
 

@@ -4,11 +4,12 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::config::{AdvEstimator, Config, KlCtrl};
+use super::experience::Seen;
 use super::rollout::Rollout;
 use crate::options::{
     AdvantageMetrics, EndpointReturn, Filter, Gae, Gpg, GroupNorm, GroupPpo, GroupStd, KlController,
-    KlEstimate, KlInReward, MaskedMean, MaskedSum, Opo, Overlong, ProcessedExcludes,
-    ReinforcePlusPlus, ReinforcePlusPlusBaseline, Rloo, TdError,
+    KlEstimate, KlInReward, MaskedMean, MaskedSum, Opo, Overlong, ProcessedExcludes, ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline, Rloo, TdError,
 };
 use crate::torch::{advantage, filter, gae, group_ppo, kl, mask, metrics, reward};
 use crate::{Error, Result};
@@ -53,30 +54,6 @@ pub enum Spoilt {
     FlippedAdvantages,
     /// The loss's mask lies one token too far to the right, as it does where logits are shifted and the mask is not.
     ShiftedMask,
-}
-
-/// What a rollout is worth to the models: all that advantages are computed from.
-#[derive(Debug)]
-pub struct Seen {
-    /// What each response earned, `[B]`.
-    pub rewards: Tensor,
-    /// What the greedy response to each row's problem earned, `[B]`; ReMax's baseline.
-    pub baselines: Option<Tensor>,
-    /// Log-probabilities when the responses were sampled, `[B, T]`; `None` where the update's own pass gives them.
-    pub logp_old: Option<Tensor>,
-    /// The same under the policy as it is now, if it has moved since.
-    pub logp: Option<Tensor>,
-    /// The same under the reference policy.
-    pub logp_ref: Option<Tensor>,
-    /// The critic's values, `[B, T]`.
-    pub values: Option<Tensor>,
-}
-
-impl Seen {
-    /// Nothing but the rewards, `[B]`.
-    pub fn rewards(rewards: Tensor) -> Self {
-        Self { rewards, baselines: None, logp_old: None, logp: None, logp_ref: None, values: None }
-    }
 }
 
 /// What an update is made with.
@@ -150,7 +127,9 @@ impl Algorithm {
         let mut warnings = Vec::new();
         let filters = algorithm.keep_pos_ratio != 1.0 || algorithm.keep_neg_ratio != 1.0;
         let is_grpo = algorithm.adv_estimator == AdvEstimator::Grpo;
-        for (key, is_set) in [("keep_pos_ratio / keep_neg_ratio", filters), ("compute_new_adv", algorithm.compute_new_adv)] {
+        for (key, is_set) in
+            [("keep_pos_ratio / keep_neg_ratio", filters), ("compute_new_adv", algorithm.compute_new_adv)]
+        {
             if is_set && !is_grpo {
                 return Err(contradiction(key, "only goes with algorithm.adv_estimator=grpo"));
             }
@@ -183,7 +162,10 @@ impl Algorithm {
         let n = config.actor_rollout_ref.rollout.n;
         let by_group = !matches!(
             algorithm.adv_estimator,
-            AdvEstimator::ReinforcePlusPlus | AdvEstimator::Remax | AdvEstimator::Gae | AdvEstimator::GroupPpo
+            AdvEstimator::ReinforcePlusPlus
+                | AdvEstimator::Remax
+                | AdvEstimator::Gae
+                | AdvEstimator::GroupPpo
         );
         if by_group && n < 2 {
             return Err(Error::option(
@@ -191,10 +173,9 @@ impl Algorithm {
                 format!("{n} response(s) to a problem cannot be compared with each other; use 2 or more"),
             ));
         }
-        let kl = algorithm.use_kl_in_reward.then(|| KlInReward {
-            kl_coef: algorithm.kl_ctrl.kl_coef,
-            estimate: KlEstimate { kl_penalty: algorithm.kl_penalty, input_clamp: None, output_clamp: None },
-        });
+        let estimate = KlEstimate { kl_penalty: algorithm.kl_penalty, input_clamp: None, output_clamp: None };
+        let kl = KlInReward { kl_coef: algorithm.kl_ctrl.kl_coef, estimate };
+        let kl = algorithm.use_kl_in_reward.then_some(kl);
         let overlong = &config.reward.overlong_buffer;
         let overlong = overlong.enable.then(|| Overlong {
             max_response_length: config.data.max_response_length as f64,
@@ -275,7 +256,8 @@ impl Algorithm {
         let response_mask = &rollout.response_mask;
         let mut figures = Figures::default();
         let scores = self.penalised(seen, response_mask, &mut figures)?;
-        let rewards = self.charged(&at_last_token(&scores, response_mask), seen, response_mask, &mut figures)?;
+        let rewards =
+            self.charged(&at_last_token(&scores, response_mask), seen, response_mask, &mut figures)?;
         let mut advantages = self.estimated(&rewards, seen, rollout, figures)?;
         match self.spoilt {
             None => {}
@@ -381,7 +363,8 @@ impl Algorithm {
                 out.advantages
             }
             Estimator::GroupPpo(options) => {
-                let (values, logp_old) = (needed(&seen.values, "values")?, needed(&seen.logp_old, "logp_old")?);
+                let (values, logp_old) =
+                    (needed(&seen.values, "values")?, needed(&seen.logp_old, "logp_old")?);
                 let logp = seen.logp.as_ref().unwrap_or(logp_old);
                 let out = group_ppo::group_ppo(rewards, values, logp, logp_old, response_mask, options)?;
                 let share = share_with_advantage(&out.advantages, response_mask);
@@ -497,8 +480,12 @@ fn share_with_advantage(advantages: &Tensor, response_mask: &Tensor) -> f64 {
 fn path_taken(share: f64, sparse: bool) -> String {
     let percent = 100.0 * share;
     match sparse {
-        true => format!("GROUP-PPO: {percent:.0} % of the tokens have an advantage; only endpoints are trained on"),
-        false => format!("GROUP-PPO: {percent:.0} % of the tokens have an advantage; all tokens are trained on"),
+        true => format!(
+            "GROUP-PPO: {percent:.0} % of the tokens have an advantage; only endpoints are trained on"
+        ),
+        false => {
+            format!("GROUP-PPO: {percent:.0} % of the tokens have an advantage; all tokens are trained on")
+        }
     }
 }
 

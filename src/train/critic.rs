@@ -3,8 +3,9 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::algorithm::{Advantages, Seen};
+use super::algorithm::Advantages;
 use super::config::Config;
+use super::experience::Seen;
 use super::optim::{AdamW, AdamWOptions, Course};
 use super::progress;
 use super::rollout::Rollout;
@@ -127,7 +128,14 @@ impl Critic {
         for _ in 0..self.epochs {
             for rows in &mini_batches {
                 self.optimizer.zero_grad();
-                self.accumulate_gradients(&batch, rows, values_old, returns, &advantages.loss_mask, &mut metrics)?;
+                self.accumulate_gradients(
+                    &batch,
+                    rows,
+                    values_old,
+                    returns,
+                    &advantages.loss_mask,
+                    &mut metrics,
+                )?;
                 metrics.value_grad_norm += self.optimizer.clip_grad_norm(self.max_grad_norm);
                 self.optimizer.step();
                 bar.inc(1);
@@ -136,7 +144,9 @@ impl Critic {
         bar.finish_and_clear();
         let updates = (self.epochs * mini_batches.len()) as f64;
         let mean = |tokens: &Tensor| {
-            Ok::<f64, Error>(mask::mean(tokens, &rollout.response_mask, &MaskedMean::over_all())?.double_value(&[]))
+            Ok::<f64, Error>(
+                mask::mean(tokens, &rollout.response_mask, &MaskedMean::over_all())?.double_value(&[]),
+            )
         };
         Ok(CriticMetrics {
             value_loss: metrics.value_loss / updates,

@@ -49,20 +49,27 @@ pub fn load(data: &config::Data) -> Result<Dataset> {
         Some(level) => match Level::from_str(level, true) {
             Ok(level) => builtin::problems(level, data.seed),
             Err(_) => {
-                let problem = format!("there are no problems `{name}`; use builtin:tiny, easy, medium or hard");
+                let problem =
+                    format!("there are no problems `{name}`; use builtin:tiny, easy, medium or hard");
                 return Err(Error::option("data.train_files", problem));
             }
         },
         None if name == "gsm8k" => hub::gsm8k(&Hub { progress: true, ..Hub::default() })?,
         None if path.is_dir() => folder(path)?,
         None => {
+            let train = file(path)?;
             let test = data.val_files.as_ref().ok_or_else(|| {
-                Error::option("data.val_files", format!("is needed beside {name}: problems that are held out"))
+                Error::option(
+                    "data.val_files",
+                    format!("is needed beside {name}: problems that are held out"),
+                )
             })?;
-            Dataset { train: file(path)?, test: file(Path::new(test))?, source: name.to_owned(), level: None }
+            Dataset { train, test: file(Path::new(test))?, source: name.to_owned(), level: None }
         }
     };
-    if let (Some(test), true) = (&data.val_files, name.starts_with("builtin:") || name == "gsm8k" || path.is_dir()) {
+    if let (Some(test), true) =
+        (&data.val_files, name.starts_with("builtin:") || name == "gsm8k" || path.is_dir())
+    {
         dataset.test = file(Path::new(test))?;
     }
     for (problems, most) in

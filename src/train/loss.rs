@@ -128,8 +128,12 @@ impl LossOptions {
         let actor = &config.actor_rollout_ref.actor;
         let low = actor.clip_ratio_low.unwrap_or(actor.clip_ratio);
         let high = actor.clip_ratio_high.unwrap_or(actor.clip_ratio);
-        let clip =
-            Clip { clip_ratio_low: low, clip_ratio_high: high, clip_ratio_c: actor.clip_ratio_c, ..Clip::verl() };
+        let clip = Clip {
+            clip_ratio_low: low,
+            clip_ratio_high: high,
+            clip_ratio_c: actor.clip_ratio_c,
+            ..Clip::verl()
+        };
         // verl keeps k3 within bounds, and no other estimator.
         let kl = match actor.kl_loss_type {
             KlPenalty::K3 | KlPenalty::K3Plus => KlEstimate::verl(),
@@ -156,11 +160,9 @@ impl LossOptions {
             LossMode::Gspo => {
                 Objective::Gspo(Gspo { clip_ratio_low: low, clip_ratio_high: high, ..Gspo::verl() })
             }
-            LossMode::Cispo => Objective::Cispo(Cispo {
-                clip_ratio_low: Some(low),
-                clip_ratio_high: high,
-                ..Cispo::verl()
-            }),
+            LossMode::Cispo => {
+                Objective::Cispo(Cispo { clip_ratio_low: Some(low), clip_ratio_high: high, ..Cispo::verl() })
+            }
             LossMode::GeoMean => Objective::GeoMean(Gmpo { clip_ratio_low: low, clip_ratio_high: high }),
             LossMode::Sapo => {
                 Objective::Sapo(Sapo { tau_pos: actor.tau_pos, tau_neg: actor.tau_neg, ..Sapo::verl() })

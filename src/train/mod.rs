@@ -8,6 +8,7 @@ pub mod critic;
 pub mod curves;
 pub mod data;
 pub mod evaluate;
+pub mod experience;
 pub mod hub;
 pub mod loss;
 pub mod optim;

@@ -55,7 +55,9 @@ pub fn within(
         }
     }
     match kept.is_empty() {
-        true => Err(Error::option("data.max_prompt_length", format!("no prompt has at most {longest} tokens"))),
+        true => {
+            Err(Error::option("data.max_prompt_length", format!("no prompt has at most {longest} tokens")))
+        }
         false => Ok(kept),
     }
 }

@@ -53,6 +53,9 @@ pub struct StepLine {
     pub gen_batches: usize,
     /// Groups that were sampled and left out because their rewards were all equal.
     pub dropped_groups: usize,
+    /// The mean reward of all that was sampled, those groups included; `None` where nothing is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampled_reward: Option<f64>,
     /// The advantages' figures.
     #[serde(flatten)]
     pub advantages: Figures,
@@ -98,6 +101,7 @@ impl StepLine {
             rollout_seconds: rollout.seconds,
             gen_batches: rollout.gen_batches,
             dropped_groups: rollout.dropped_groups,
+            sampled_reward: rollout.sampled_reward,
             advantages,
             critic,
             update,

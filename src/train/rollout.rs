@@ -44,6 +44,8 @@ pub struct Rollout {
     pub gen_batches: usize,
     /// Groups that were sampled and left out because their rewards were all equal.
     pub dropped_groups: usize,
+    /// The mean reward of all that was sampled, those groups included; `None` where nothing is left out.
+    pub sampled_reward: Option<f64>,
     /// How long sampling took.
     pub seconds: f64,
 }
@@ -105,7 +107,11 @@ impl Rollout {
 
     /// Some rows of rollouts as one; whole groups of `n`, in their order.
     fn join(parts: &[(Self, Vec<bool>)], pad_token: i64) -> Self {
-        let kept = || parts.iter().flat_map(|(part, keep)| (0..keep.len()).filter(|&row| keep[row]).map(move |row| (part, row)));
+        let kept = || {
+            parts
+                .iter()
+                .flat_map(|(part, keep)| (0..keep.len()).filter(|&row| keep[row]).map(move |row| (part, row)))
+        };
         let prompts: Vec<Vec<i64>> = kept().map(|(part, row)| part.prompts[row].clone()).collect();
         let responses: Vec<Vec<i64>> = kept().map(|(part, row)| part.answers[row].clone()).collect();
         let (device, n) = parts.first().map_or((Device::Cpu, 1), |(part, _)| (part.tokens.device(), part.n));
@@ -124,6 +130,7 @@ impl Rollout {
             answers: responses,
             gen_batches: parts.len(),
             dropped_groups: 0,
+            sampled_reward: None,
             seconds: parts.iter().map(|(part, _)| part.seconds).sum(),
         }
     }
@@ -159,6 +166,7 @@ pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling) -
         answers: generation.tokens,
         gen_batches: 1,
         dropped_groups: 0,
+        sampled_reward: None,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -201,7 +209,8 @@ impl RolloutOptions {
                 return Err(Error::option(key, "0 is too small; use at least 1"));
             }
         }
-        let off = |key: &str, problem: String| Error::option(format!("actor_rollout_ref.rollout.{key}"), problem);
+        let off =
+            |key: &str, problem: String| Error::option(format!("actor_rollout_ref.rollout.{key}"), problem);
         if !(rollout.temperature > 0.0 && rollout.temperature.is_finite()) {
             let problem = format!("{} is not a finite number above 0", rollout.temperature);
             return Err(off("temperature", problem));
@@ -249,15 +258,16 @@ pub fn collect(llm: &Llm, draws: &mut Draws, step: usize, options: &RolloutOptio
     let seed = options.sampling.seed.wrapping_mul(1_000_003).wrapping_add(step as u64);
     let next = |draws: &mut Draws, batch: usize| {
         // Every rollout draws from its own random streams.
-        let sampling =
-            Sampling { seed: seed.wrapping_add((batch as u64) << 32), ..options.sampling.clone() };
+        let sampling = Sampling { seed: seed.wrapping_add((batch as u64) << 32), ..options.sampling.clone() };
         sample(llm, &draws.next(options.problems), options.n, &sampling)
     };
     let Some(most) = options.differing else { return next(draws, 0) };
-    let (mut parts, mut wanted, mut dropped) = (Vec::new(), options.problems, 0);
+    let (mut parts, mut wanted, mut dropped, mut reward) = (Vec::new(), options.problems, 0, 0.0);
     while wanted > 0 && (most == 0 || parts.len() < most) {
         let part = next(draws, parts.len())?;
-        let differing = differing(&part, &options.grading)?;
+        let rewards = part.rewards(&options.grading)?;
+        reward += rewards.mean(Kind::Double).double_value(&[]);
+        let differing = differing(&part, &rewards)?;
         let taken: Vec<usize> = differing.iter().copied().take(wanted).collect();
         dropped += options.problems - differing.len();
         wanted -= taken.len();
@@ -274,14 +284,20 @@ pub fn collect(llm: &Llm, draws: &mut Draws, step: usize, options: &RolloutOptio
         return Err(Error::Unsupported { what });
     }
     let joined = Rollout::join(&parts, llm.tokenizer.pad_token());
-    Ok(Rollout { dropped_groups: dropped, ..joined })
+    Ok(Rollout { dropped_groups: dropped, sampled_reward: Some(reward / parts.len() as f64), ..joined })
 }
 
 /// The groups of a rollout whose rewards are not all equal.
-fn differing(rollout: &Rollout, grading: &Gsm8k) -> Result<Vec<usize>> {
-    let out = sampling::dynamic(&rollout.rewards(grading)?, &rollout.group, &Dynamic::dapo())?;
+fn differing(rollout: &Rollout, rewards: &Tensor) -> Result<Vec<usize>> {
+    let out = sampling::dynamic(rewards, &rollout.group, &Dynamic::dapo())?;
     let keep: Vec<bool> = Vec::try_from(out.keep.ne(0.0)).unwrap_or_default();
-    Ok(keep.iter().step_by(rollout.n).enumerate().filter(|(_, keep)| **keep).map(|(group, _)| group).collect())
+    Ok(keep
+        .iter()
+        .step_by(rollout.n)
+        .enumerate()
+        .filter(|(_, keep)| **keep)
+        .map(|(group, _)| group)
+        .collect())
 }
 
 /// One response to each prompt; the bar goes on from where it stands, one unit a token of the longest response.

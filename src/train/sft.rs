@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::config::Sft;
+use super::config::{Config, Sft};
 use super::data::{Draws, Problem};
 use super::optim::{AdamW, AdamWOptions, Course};
 use super::rollout::{self, Padded, Rollout, RolloutOptions};
@@ -19,6 +19,38 @@ use crate::llm::{Llm, Message, Role, Tokenizer};
 use crate::options::{Aggregate, Gsm8k};
 use crate::torch::{aggregate, objective};
 use crate::{Error, Result};
+
+/// What a configuration asks for before the first rollout, and says what came of it: worked solutions, then the
+/// model's own right responses.
+///
+/// # Errors
+/// As [`solutions`], [`own_right_ones`] and [`train`].
+pub fn warm_start(
+    llm: &Llm,
+    config: &Config,
+    problems: &[Problem],
+    sampling: &RolloutOptions,
+    say: impl Fn(&str),
+) -> Result<()> {
+    let (options, seed) = (&config.sft, config.data.seed);
+    let max_grad_norm = config.actor_rollout_ref.actor.grad_clip;
+    if options.total_epochs > 0 {
+        let longest = config.data.max_prompt_length + config.data.max_response_length;
+        let examples = solutions(&llm.tokenizer, problems, longest)?;
+        let metrics = train(llm, &examples, options, max_grad_norm, seed)?;
+        say(&format!("{} worked solutions: {}", examples.len(), metrics.summary()));
+    }
+    let mut draws = Draws::new(problems.to_vec(), Some(seed));
+    let at_least_once = Sft { total_epochs: options.total_epochs.max(1), ..options.clone() };
+    for round in 1..=options.expert_iterations {
+        let asked = options.expert_batch_size.unwrap_or(problems.len());
+        let examples = own_right_ones(llm, &mut draws, asked, round, sampling)?;
+        let metrics = train(llm, &examples, &at_least_once, max_grad_norm, seed)?;
+        let found = format!("round {round}: {} right responses to {asked} problems", examples.len());
+        say(&format!("{found}: {}", metrics.summary()));
+    }
+    Ok(())
+}
 
 /// A conversation up to the answer, and the answer with the token that ends it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +120,13 @@ pub fn right_ones(rollout: &Rollout, grading: &Gsm8k) -> Result<Vec<Example>> {
 ///
 /// # Errors
 /// `option` for a size of 0, `input` if there is no example, and what the formulas reject.
-pub fn train(llm: &Llm, examples: &[Example], options: &Sft, max_grad_norm: f64, seed: u64) -> Result<SftMetrics> {
+pub fn train(
+    llm: &Llm,
+    examples: &[Example],
+    options: &Sft,
+    max_grad_norm: f64,
+    seed: u64,
+) -> Result<SftMetrics> {
     check(examples, options)?;
     let started = Instant::now();
     let per_epoch = examples.len().div_ceil(options.train_batch_size);
@@ -162,7 +200,9 @@ fn check(examples: &[Example], options: &Sft) -> Result<()> {
         }
     }
     match examples.is_empty() {
-        true => Err(Error::input("examples", "there is nothing to learn: no solution fits the length limits")),
+        true => {
+            Err(Error::input("examples", "there is nothing to learn: no solution fits the length limits"))
+        }
         false => Ok(()),
     }
 }
@@ -191,7 +231,9 @@ pub fn own_right_ones(
     }
     match right.is_empty() {
         true => Err(Error::Unsupported {
-            what: format!("expert iteration found no right response to {asked} problems; train on solutions first"),
+            what: format!(
+                "expert iteration found no right response to {asked} problems; train on solutions first"
+            ),
         }),
         false => Ok(right.into_iter().collect()),
     }
@@ -201,6 +243,6 @@ impl SftMetrics {
     /// What there is to say in one line.
     pub fn summary(&self) -> String {
         let Self { steps, first_loss, last_loss, seconds } = self;
-        format!("supervised: {steps} steps, loss {first_loss:.3} -> {last_loss:.3}, {seconds:.1} s")
+        format!("{steps} steps, loss {first_loss:.3} -> {last_loss:.3}, {seconds:.1} s")
     }
 }

@@ -8,8 +8,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use super::algorithm::{Advantages, Seen};
+use super::algorithm::Advantages;
 use super::config::Config;
+use super::experience::Seen;
 use super::loss::{LossInputs, LossOptions, loss, with_counts};
 use super::optim::AdamW;
 use super::progress;
@@ -66,7 +67,9 @@ impl StepOptions {
 
     /// The same in another order of the problems.
     pub fn reshuffled(&self, step: usize, epoch: usize) -> Self {
-        let seed = |seed: u64| seed.wrapping_mul(1_000_003).wrapping_add((step as u64) << 8).wrapping_add(epoch as u64);
+        let seed = |seed: u64| {
+            seed.wrapping_mul(1_000_003).wrapping_add((step as u64) << 8).wrapping_add(epoch as u64)
+        };
         Self { shuffle: self.shuffle.map(seed), ..*self }
     }
 }
@@ -141,7 +144,8 @@ pub fn update(
     let batch = Batch { responses: rollout.responses(), seen, advantages, options };
     let signal = batch.rows_with_signal();
     let mini_batches = mini_batches(rollout, &signal, options);
-    let bar = progress::bar("training", mini_batches.iter().map(|mini_batch| mini_batch.micro_batches.len()).sum());
+    let bar =
+        progress::bar("training", mini_batches.iter().map(|mini_batch| mini_batch.micro_batches.len()).sum());
 
     let mut metrics = StepMetrics { lr: optimizer.options.lr, ..StepMetrics::default() };
     let (mut first, mut trained, mut measured) = (None, 0, 0);
@@ -150,7 +154,8 @@ pub fn update(
         let loss_options = with_counts(&options.loss, &batch.loss_mask(rows), batch.responses.width());
         let tokens: i64 = micro_batches.iter().map(|rows| count(&batch.loss_mask(rows))).sum();
         for rows in micro_batches {
-            let record = batch.accumulate_gradients(policy, rows, tokens as f64, &loss_options, &mut metrics)?;
+            let record =
+                batch.accumulate_gradients(policy, rows, tokens as f64, &loss_options, &mut metrics)?;
             first.get_or_insert(record);
             trained += count(&rollout.attention_mask.index_select(0, rows));
             bar.inc(1);
@@ -276,7 +281,8 @@ impl StepMetrics {
             entropy: mean(|pass| pass.entropy),
             grad_norm: mean(|pass| pass.grad_norm),
             updates: passes.iter().map(|pass| pass.updates).sum(),
-            train_tokens_per_s: passes.iter().map(|pass| pass.train_tokens_per_s * pass.seconds).sum::<f64>() / seconds,
+            train_tokens_per_s: passes.iter().map(|pass| pass.train_tokens_per_s * pass.seconds).sum::<f64>()
+                / seconds,
             seconds,
             ..last
         }

@@ -111,7 +111,9 @@ fn cache_and_no_cache_sample_the_same_tokens() {
     let prompts: Vec<_> =
         ["The number 7 is", "Once upon a time there was a"].map(|t| llm.tokenizer.encode(t).unwrap()).into();
     let stop = llm.tokenizer.stop_tokens();
-    for sampling in [greedy(10), Sampling { temperature: 1., top_p: 1., top_k: None, max_new_tokens: 10, seed: 5 }] {
+    for sampling in
+        [greedy(10), Sampling { temperature: 1., top_p: 1., top_k: None, max_new_tokens: 10, seed: 5 }]
+    {
         let (with, without) = both(&llm.model, &prompts, stop, &sampling);
         assert_eq!(with, without);
     }

@@ -12,9 +12,10 @@ use grpo_oracle::options::{
     ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, Sapo,
 };
 use grpo_oracle::torch::reward;
-use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures, Seen};
+use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
 use grpo_oracle::train::builtin::{self, Level};
 use grpo_oracle::train::data::{self, Draws, Problem};
+use grpo_oracle::train::experience::Seen;
 use grpo_oracle::train::hub::{self, Hub};
 use grpo_oracle::train::loss::{LossOptions, Objective};
 use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
@@ -174,8 +175,7 @@ fn later_updates_of_a_step_are_off_policy() {
         let (rollout, advantages) = ragged();
         let mut seen = Seen::rewards(Tensor::zeros([6], (Kind::Double, Device::Cpu)));
         let several = passes > 1 || mini_batch < 2;
-        seen.logp_old =
-            several.then(|| rollout.responses().frozen_logp(&policy.model, 1.0, 4).unwrap());
+        seen.logp_old = several.then(|| rollout.responses().frozen_logp(&policy.model, 1.0, 4).unwrap());
         let mut optimizer = optimizer(&policy, 1e-2);
         let options =
             StepOptions { mini_batch, micro_batch: 2, ..step_options(vanilla(LossAggMode::TokenMean)) };
@@ -670,6 +670,7 @@ pub(crate) fn ragged() -> (Rollout, Advantages) {
         answers: responses,
         gen_batches: 1,
         dropped_groups: 0,
+        sampled_reward: None,
         seconds: 1.0,
     };
     let of_rows = Tensor::from_slice(&[1.0f64, -0.5, -0.5, 0.25, -1.25, 1.0]).unsqueeze(1);
@@ -710,14 +711,7 @@ fn vanilla(mode: LossAggMode) -> LossOptions {
 
 /// One update from the whole batch at once, gradients unclipped.
 fn step_options(loss: LossOptions) -> StepOptions {
-    StepOptions {
-        loss,
-        mini_batch: 2,
-        micro_batch: 6,
-        shuffle: None,
-        temperature: 1.0,
-        max_grad_norm: 1e9,
-    }
+    StepOptions { loss, mini_batch: 2, micro_batch: 6, shuffle: None, temperature: 1.0, max_grad_norm: 1e9 }
 }
 
 fn optimizer(llm: &Llm, lr: f64) -> AdamW {

@@ -39,7 +39,7 @@ pub fn tiny() -> Config {
     config.actor_rollout_ref.actor.optim.lr = 1e-3;
     config.actor_rollout_ref.actor.optim.weight_decay = 0.0;
     config.critic.optim.lr = 1e-3;
-    config.trainer.total_training_steps = Some(120);
+    config.trainer.total_training_steps = Some(80);
     config.trainer.test_freq = 40;
     config.trainer.project_name = "tiny".to_owned();
     config
@@ -75,6 +75,5 @@ pub fn gsm8k() -> Config {
     config.actor_rollout_ref.actor.optim.lr_warmup_steps = Some(10);
     config.trainer.total_training_steps = Some(400);
     config.trainer.test_freq = 50;
-    config.trainer.save_freq = 100;
     config
 }
