@@ -15,7 +15,7 @@ use clap::Parser;
 use grpo_oracle::Result;
 use grpo_oracle::llm::Llm;
 use grpo_oracle::options::Gsm8k;
-use grpo_oracle::train::algorithm::Algorithm;
+use grpo_oracle::train::algorithm::{Advantages, Algorithm};
 use grpo_oracle::train::config::Config;
 use grpo_oracle::train::critic::Critic;
 use grpo_oracle::train::data::{self, Draws, Problem};
@@ -68,7 +68,9 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
 
     // The models: the policy that learns, what it must not drift away from, and who judges its prospects.
     llm.model.set_trainable(true);
-    sft::warm_start(&llm, config, &problems, &sampling, |said| println!("sft    {said}"))?;
+    if !config.trainer.val_only {
+        sft::warm_start(&llm, config, &problems, &sampling, |said| println!("sft    {said}"))?;
+    }
     let reference = algorithm.needs_reference().then(|| llm.model.frozen_copy());
     let mut critic = match algorithm.needs_critic() {
         true => Some(Critic::new(&llm.model, config, updating.micro_batch, steps)?),
@@ -93,22 +95,19 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
 
         // How much better than expected each response was, token by token.
         let mut advantages = algorithm.advantages(&rollout, &seen)?;
-        advantages.remarks.iter().for_each(|remark| println!("note   step {step}: {remark}"));
+        tell(step, &advantages);
 
         // The critic learns what to expect, the policy to do better than that.
         let critic_metrics =
             critic.as_mut().map(|critic| critic.update(&rollout, &seen, &advantages, step)).transpose()?;
         optimizer.options.lr = course.lr(step)?;
+        let epochs = if step > config.trainer.critic_warmup { actor.ppo_epochs } else { 0 };
         let mut passes = Vec::new();
-        for epoch in 0..if step > config.trainer.critic_warmup { actor.ppo_epochs } else { 0 } {
+        for epoch in 0..epochs {
             if epoch > 0 && algorithm.follows_the_policy() {
-                let logp = rollout.responses().frozen_logp(
-                    &llm.model,
-                    updating.temperature,
-                    updating.micro_batch,
-                )?;
-                seen.logp = Some(logp);
+                seen.logp = Some(updating.logp(&llm.model, &rollout)?);
                 advantages = algorithm.advantages(&rollout, &seen)?;
+                tell(step, &advantages);
             }
             let options = updating.reshuffled(step, epoch);
             let (metrics, record) =
@@ -135,13 +134,20 @@ pub(crate) fn train(config: &Config, mut algorithm: Algorithm) -> Result<Run> {
         );
         println!("{}", line.summary(steps));
         run.step(line, &samples)?;
-        if step == steps
-            || usize::try_from(config.trainer.test_freq).is_ok_and(|every| every > 0 && step % every == 0)
-        {
+        if step == steps || is_due(step, config.trainer.test_freq) {
             evaluate(&llm, &data.test, config, step, &mut run)?;
         }
     }
     Ok(run)
+}
+
+/// What the algorithm has to say in words.
+fn tell(step: usize, advantages: &Advantages) {
+    advantages.remarks.iter().for_each(|remark| println!("note   step {step}: {remark}"));
+}
+
+fn is_due(step: usize, every: i64) -> bool {
+    every > 0 && step as i64 % every == 0
 }
 
 /// Greedy accuracy on held-out problems, printed and recorded.

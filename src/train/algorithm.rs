@@ -36,6 +36,8 @@ enum Estimator {
 pub struct Algorithm {
     estimator: Estimator,
     kl: Option<KlInReward>,
+    /// The coefficient of the next rollout.
+    next_kl_coef: Option<f64>,
     controller: KlCtrl,
     overlong: Option<Overlong>,
     kl_in_loss: bool,
@@ -186,6 +188,7 @@ impl Algorithm {
         let resolved = Self {
             estimator: estimator(config)?,
             kl,
+            next_kl_coef: None,
             controller: algorithm.kl_ctrl.clone(),
             overlong,
             kl_in_loss: actor.use_kl_loss,
@@ -293,7 +296,12 @@ impl Algorithm {
         response_mask: &Tensor,
         figures: &mut Figures,
     ) -> Result<Tensor> {
-        let Some(options) = self.kl else { return Ok(rewards.shallow_clone()) };
+        let Some(options) = &mut self.kl else { return Ok(rewards.shallow_clone()) };
+        // A further pass over the same rollout is charged as the first one was.
+        if let (None, Some(next)) = (&seen.logp, self.next_kl_coef) {
+            options.kl_coef = next;
+        }
+        let options = *options;
         let (logp, logp_ref) = (needed(&seen.logp_old, "logp_old")?, needed(&seen.logp_ref, "logp_ref")?);
         let out = kl::in_reward(rewards, logp, logp_ref, response_mask, &options)?;
         figures.kl_coef = Some(options.kl_coef);
@@ -301,7 +309,7 @@ impl Algorithm {
         let controller = self.controller(rewards.size()[0]);
         let coefficient = Tensor::from(options.kl_coef).to_device(rewards.device());
         let next = kl::controller(&coefficient, Some(&out.current_kl), &controller)?;
-        self.kl = Some(KlInReward { kl_coef: number(&next), ..options });
+        self.next_kl_coef = Some(number(&next));
         Ok(out.rewards)
     }
 

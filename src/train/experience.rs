@@ -57,7 +57,7 @@ impl Models<'_> {
         updating: &StepOptions,
     ) -> Result<Seen> {
         let (responses, grading) = (rollout.responses(), rollout::grading(config));
-        let logp = |model: &Model| responses.frozen_logp(model, updating.temperature, updating.micro_batch);
+        let logp = |model: &Model| updating.logp(model, rollout);
         // The policy moves between optimiser steps. A single one needs no pass of its own: nothing has moved yet.
         let several = config.actor_rollout_ref.actor.ppo_epochs > 1
             || rollout.texts.len() > updating.mini_batch * rollout.n;

@@ -65,6 +65,14 @@ impl StepOptions {
         Ok(options)
     }
 
+    /// The log-probabilities of a rollout under a policy as it is, `[B, T]`.
+    ///
+    /// # Errors
+    /// As [`Responses::score`].
+    pub fn logp(&self, policy: &Model, rollout: &Rollout) -> Result<Tensor> {
+        rollout.responses().frozen_logp(policy, self.temperature, self.micro_batch)
+    }
+
     /// The same in another order of the problems.
     pub fn reshuffled(&self, step: usize, epoch: usize) -> Self {
         let seed = |seed: u64| {

@@ -201,6 +201,28 @@ fn later_updates_of_a_step_are_off_policy() {
 }
 
 #[test]
+fn each_pass_goes_through_the_problems_in_an_order_of_its_own() {
+    // With a step for each problem, where it ends up depends on which of the two came first.
+    let ends = |shuffle: Option<u64>| {
+        let policy = tiny(1, Kind::Float);
+        let (rollout, advantages) = ragged();
+        let mut seen = Seen::rewards(Tensor::zeros([6], (Kind::Float, Device::Cpu)));
+        seen.logp_old = Some(rollout.responses().frozen_logp(&policy.model, 1.0, 6).unwrap());
+        let options = StepOptions { mini_batch: 1, shuffle, ..step_options(vanilla(LossAggMode::TokenMean)) };
+        let mut optimizer = optimizer(&policy, 1e-2);
+        step::update(&policy.model, &mut optimizer, &rollout, &seen, &advantages, &options).unwrap();
+        all_parameters(&policy)
+    };
+    let plain = ends(None);
+    let shuffled: Vec<Tensor> = (0..8).map(|seed| ends(Some(seed))).collect();
+    assert!(shuffled.contains(&plain) && shuffled.iter().any(|end| *end != plain));
+    assert_eq!(ends(Some(3)), shuffled[3]);
+    let options = StepOptions { shuffle: Some(1), ..step_options(vanilla(LossAggMode::TokenMean)) };
+    assert_ne!(options.reshuffled(1, 0).shuffle, options.reshuffled(1, 1).shuffle);
+    assert_ne!(options.reshuffled(1, 0).shuffle, options.reshuffled(2, 0).shuffle);
+}
+
+#[test]
 fn an_impossible_update_is_refused() {
     let policy = tiny(1, Kind::Float);
     let (rollout, advantages) = ragged();
