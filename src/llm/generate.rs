@@ -17,6 +17,9 @@ pub struct Sampling {
     /// Draws from the fewest most likely tokens whose probabilities reach this sum, in (0, 1]; tokens as likely
     /// as the last of them are in too.
     pub top_p: f64,
+    /// Draws from so many most likely tokens, before `top_p` is looked at; `None` for all. Tokens as likely as the
+    /// last of them are in too.
+    pub top_k: Option<usize>,
     /// The most tokens of a response.
     pub max_new_tokens: usize,
     /// Row `i` of a batch draws from stream `i` of this seed, whatever stands in the other rows.
@@ -111,6 +114,9 @@ fn check(model: &Model, prompts: &[Vec<i64>], pad_token: i64, sampling: &Samplin
     }
     if !(top_p > 0. && top_p <= 1.) {
         return Err(Error::option("top_p", format!("is {top_p}; it must be above 0 and at most 1")));
+    }
+    if sampling.top_k == Some(0) {
+        return Err(Error::option("top_k", "is 0; it must be at least 1, or absent for all tokens"));
     }
     let (vocabulary, context) = (model.config().vocab_size, model.config().max_position_embeddings);
     let valid = 0..vocabulary;
@@ -291,12 +297,23 @@ fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Tensor {
         return logits.argmax(-1, false);
     }
     let probabilities = (logits.to_kind(Kind::Float) / sampling.temperature).softmax(-1, Kind::Float);
+    let probabilities = match sampling.top_k {
+        Some(k) if (k as i64) < probabilities.size()[1] => likeliest(&probabilities, k as i64),
+        _ => probabilities,
+    };
     let kept = if sampling.top_p < 1. { nucleus(&probabilities, sampling.top_p) } else { probabilities };
     let cumulative = kept.cumsum(-1, Kind::Float);
     let vocabulary = kept.size()[1];
     let target = uniforms.unsqueeze(1) * cumulative.narrow(1, vocabulary - 1, 1);
     let next = target.searchsorted(&cumulative, false, true, "right", None::<Tensor>);
     next.squeeze_dim(1).clamp_max(vocabulary - 1) // past the end only if the logits are not finite
+}
+
+/// Sets all but the `k` most likely tokens to 0 and scales the rest to the sum 1.
+fn likeliest(probabilities: &Tensor, k: i64) -> Tensor {
+    let last = probabilities.topk(k, -1, true, true).0.narrow(1, k - 1, 1);
+    let kept = probabilities.masked_fill(&probabilities.lt_tensor(&last), 0.);
+    &kept / kept.sum_dim_intlist(-1, true, Kind::Float)
 }
 
 /// Sets all but the most likely tokens to 0: a token stays while those more likely than it sum to less than
@@ -323,10 +340,13 @@ mod tests {
 
     /// How often each token comes for `EVEN` uniform numbers spread evenly over [0, 1).
     fn counts(logits: &[f32], temperature: f64, top_p: f64) -> Vec<i64> {
+        counts_of(logits, &Sampling { temperature, top_p, top_k: None, max_new_tokens: 1, seed: 0 })
+    }
+
+    fn counts_of(logits: &[f32], sampling: &Sampling) -> Vec<i64> {
         let uniforms = (Tensor::arange(EVEN, (Kind::Float, Device::Cpu)) + 0.5) / EVEN;
         let rows = Tensor::from_slice(logits).unsqueeze(0).expand([EVEN, -1], false);
-        let sampling = Sampling { temperature, top_p, max_new_tokens: 1, seed: 0 };
-        let drawn = sample(&rows, &uniforms, &sampling);
+        let drawn = sample(&rows, &uniforms, sampling);
         Vec::try_from(drawn.bincount(None::<Tensor>, logits.len() as i64)).unwrap()
     }
 
@@ -356,6 +376,24 @@ mod tests {
         near(&counts(&logits, 1., 0.01), &[0., 1., 0., 0., 0.]);
         // Tokens as likely as the last one that is needed are all in.
         near(&counts(&[0.; 4], 1., 0.3), &[0.25; 4]);
+    }
+
+    #[test]
+    fn top_k_keeps_the_likeliest_and_top_p_looks_at_what_is_left() {
+        let p: [f64; 5] = [0.1, 0.4, 0., 0.2, 0.3];
+        let logits = p.map(|p| p.ln() as f32);
+        let counts = |top_k: usize, top_p: f64| {
+            counts_of(
+                &logits,
+                &Sampling { temperature: 1., top_p, top_k: Some(top_k), max_new_tokens: 1, seed: 0 },
+            )
+        };
+        near(&counts(1, 1.), &[0., 1., 0., 0., 0.]);
+        near(&counts(3, 1.), &[0., 4. / 9., 0., 2. / 9., 3. / 9.]);
+        near(&counts(9, 1.), &p);
+        // Of 4/9, 3/9, 2/9 the first two reach 0.7; of the whole distribution they would not reach 0.75.
+        near(&counts(3, 0.7), &[0., 4. / 7., 0., 0., 3. / 7.]);
+        near(&counts(3, 0.75), &[0., 4. / 7., 0., 0., 3. / 7.]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod generate;
 pub mod gguf;
 pub mod lora;
 pub mod model;
+mod random;
 mod save;
 pub mod tokenizer;
 mod weights;

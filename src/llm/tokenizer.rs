@@ -453,3 +453,27 @@ fn ids(value: &Value) -> impl Iterator<Item = i64> {
     let list = value.as_array().map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
     list.iter().filter_map(Value::as_i64)
 }
+
+impl Tokenizer {
+    /// A tokenizer that is on no disk: `stop_token` ends a turn and fills unused slots.
+    ///
+    /// # Errors
+    /// The template is not valid, or `stop_token` is not one of its tokens.
+    pub fn in_memory(inner: tokenizers::Tokenizer, template: &str, stop_token: &str) -> Result<Self> {
+        let stop = inner
+            .token_to_id(stop_token)
+            .map(i64::from)
+            .ok_or_else(|| Error::input("stop_token", format!("`{stop_token}` is no token")))?;
+        Ok(Self {
+            path: PathBuf::from("a tokenizer made in memory"),
+            files: BTreeMap::new(),
+            template_source: Some(template.to_owned()),
+            template: Some(environment(template).map_err(|problem| Error::input("template", problem))?),
+            bos_token: None,
+            eos_token: Some(stop_token.to_owned()),
+            stop_tokens: vec![stop],
+            pad_token: stop,
+            inner,
+        })
+    }
+}

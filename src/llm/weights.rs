@@ -162,3 +162,10 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
         None => Ok(files),
     }
 }
+
+impl Weights {
+    /// Tensors that are in no file; `name` stands for it in errors.
+    pub(super) fn in_memory(name: &str, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { path: PathBuf::from(name), tensors }
+    }
+}

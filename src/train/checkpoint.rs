@@ -11,6 +11,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tch::{Tensor, no_grad};
 
+use super::algorithm::Algorithm;
+use super::critic::Critic;
+use super::data::Draws;
+use super::optim::AdamW;
+use crate::llm::Model;
 use crate::{Error, Result};
 
 /// The folder of a run that holds its checkpoints.
@@ -79,6 +84,68 @@ impl State {
 
 fn missing(name: &str) -> Error {
     Error::input(name, "is not in the checkpoint, which is of another configuration")
+}
+
+/// All that changes from step to step beside the policy.
+#[derive(Debug)]
+pub struct Learner {
+    /// How rewards become advantages.
+    pub algorithm: Algorithm,
+    /// What moves the policy.
+    pub optimizer: AdamW,
+    /// The critic, if there is one.
+    pub critic: Option<Critic>,
+    /// Where in the problems the run is.
+    pub draws: Draws,
+}
+
+impl Learner {
+    /// Writes a checkpoint after a step, as [`save`]. `reference` is the reference policy if it is not what the model's
+    /// files hold.
+    ///
+    /// # Errors
+    /// As [`save`].
+    pub fn save(
+        &self,
+        policy: &Model,
+        reference: Option<&Model>,
+        run: &Path,
+        step: usize,
+        keep: Option<usize>,
+    ) -> Result<()> {
+        let mut state = State::default();
+        for (name, tensor) in models(policy, reference) {
+            state.tensor(name, &tensor);
+        }
+        self.optimizer.save("optimizer", &mut state)?;
+        self.critic.as_ref().map_or(Ok(()), |critic| critic.save(&mut state))?;
+        state.value("algorithm", &self.algorithm.carried())?;
+        state.value("position", &self.draws.position)?;
+        save(run, step, &state, keep).map(drop)
+    }
+
+    /// Goes back to the newest checkpoint of a run, the models too; gives its step.
+    ///
+    /// # Errors
+    /// As [`newest`] and [`State::restore`].
+    pub fn restore(&mut self, policy: &Model, reference: Option<&Model>, run: &Path) -> Result<usize> {
+        let (step, mut state) = newest(run)?;
+        for (name, mut tensor) in models(policy, reference) {
+            state.restore(&name, &mut tensor)?;
+        }
+        self.optimizer.restore("optimizer", &mut state)?;
+        self.critic.as_mut().map_or(Ok(()), |critic| critic.restore(&mut state))?;
+        self.algorithm.carry(&state.take("algorithm")?);
+        self.draws.position = state.take("position")?;
+        state.finish()?;
+        Ok(step)
+    }
+}
+
+fn models(policy: &Model, reference: Option<&Model>) -> Vec<(String, Tensor)> {
+    let policy = policy.trainable().into_iter().map(|(name, tensor)| (format!("policy.{name}"), tensor));
+    let reference = reference.map(Model::trainable).unwrap_or_default();
+    policy.chain(reference.into_iter().map(|(name, tensor)| (format!("reference.{name}"), tensor))).collect()
 }
 
 /// Writes the state after a step, and takes the oldest checkpoints away so that `keep` are left.

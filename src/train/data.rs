@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
 
+use clap::ValueEnum;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use rand::SeedableRng;
@@ -11,7 +12,9 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::builtin::Level;
+use super::builtin::{self, Level};
+use super::config;
+use super::hub::{self, Hub};
 use crate::{Error, Result};
 
 /// One problem: a question, and a worked answer whose last line is `#### ` and the final number.
@@ -34,6 +37,55 @@ pub struct Dataset {
     pub source: String,
     /// The level of built-in problems; `None` for GSM8K itself.
     pub level: Option<Level>,
+}
+
+/// The problems that a configuration asks for.
+///
+/// # Errors
+/// As [`folder`], [`jsonl`], [`parquet`] and [`hub::gsm8k`]; `option` for a level that there is not.
+pub fn load(data: &config::Data) -> Result<Dataset> {
+    let (name, path) = (data.train_files.as_str(), Path::new(&data.train_files));
+    let mut dataset = match name.strip_prefix("builtin:") {
+        Some(level) => match Level::from_str(level, true) {
+            Ok(level) => builtin::problems(level, data.seed),
+            Err(_) => {
+                let problem =
+                    format!("there are no problems `{name}`; use builtin:tiny, easy, medium or hard");
+                return Err(Error::option("data.train_files", problem));
+            }
+        },
+        None if name == "gsm8k" => hub::gsm8k(&Hub { progress: true, ..Hub::default() })?,
+        None if path.is_dir() => folder(path)?,
+        None => {
+            let train = file(path)?;
+            let test = data.val_files.as_ref().ok_or_else(|| {
+                Error::option(
+                    "data.val_files",
+                    format!("is needed beside {name}: problems that are held out"),
+                )
+            })?;
+            Dataset { train, test: file(Path::new(test))?, source: name.to_owned(), level: None }
+        }
+    };
+    if let (Some(test), true) =
+        (&data.val_files, name.starts_with("builtin:") || name == "gsm8k" || path.is_dir())
+    {
+        dataset.test = file(Path::new(test))?;
+    }
+    for (problems, most) in
+        [(&mut dataset.train, data.train_max_samples), (&mut dataset.test, data.val_max_samples)]
+    {
+        problems.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+    }
+    Ok(dataset)
+}
+
+/// A file of problems, by its ending.
+fn file(path: &Path) -> Result<Vec<Problem>> {
+    match path.extension().is_some_and(|ending| ending == "parquet") {
+        true => parquet(path),
+        false => jsonl(path),
+    }
 }
 
 /// GSM8K as its authors publish it: `train.jsonl` and `test.jsonl` in one folder.
@@ -95,15 +147,40 @@ pub fn parquet(path: &Path) -> Result<Vec<Problem>> {
     not_empty(problems, path)
 }
 
-/// The `count` problems of one training step: the problems in an order drawn from `seed`, reshuffled whenever all of
-/// them have been used.
-pub fn draw(problems: &[Problem], step: usize, count: usize, seed: u64) -> Vec<&Problem> {
-    (step * count..(step + 1) * count)
-        .map(|position| {
-            let (epoch, place) = (position / problems.len(), position % problems.len());
-            &problems[order(problems.len(), seed.wrapping_add(epoch as u64))[place]]
-        })
-        .collect()
+/// Where a run stands in its problems.
+#[derive(Debug, Clone)]
+pub struct Draws {
+    problems: Vec<Problem>,
+    /// Decides the order; `None` keeps the file's.
+    seed: Option<u64>,
+    /// Problems drawn so far.
+    pub position: usize,
+    order: (usize, Vec<usize>),
+}
+
+impl Draws {
+    /// All problems before any comes again, in an order drawn from `seed` anew each time.
+    pub fn new(problems: Vec<Problem>, seed: Option<u64>) -> Self {
+        Self { order: (usize::MAX, Vec::new()), problems, seed, position: 0 }
+    }
+
+    /// The next problems.
+    pub fn next(&mut self, count: usize) -> Vec<&Problem> {
+        let mut places = Vec::with_capacity(count);
+        for position in self.position..self.position + count {
+            let (epoch, place) = (position / self.problems.len(), position % self.problems.len());
+            if self.order.0 != epoch {
+                let order = match self.seed {
+                    Some(seed) => order(self.problems.len(), seed.wrapping_add(epoch as u64)),
+                    None => (0..self.problems.len()).collect(),
+                };
+                self.order = (epoch, order);
+            }
+            places.push(self.order.1[place]);
+        }
+        self.position += count;
+        places.into_iter().map(|place| &self.problems[place]).collect()
+    }
 }
 
 /// The parser counts lines within what it was given, which is one line.

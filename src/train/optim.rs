@@ -3,6 +3,12 @@
 
 use tch::{Kind, Tensor, no_grad};
 
+use super::checkpoint::State;
+use super::config::{Optim, Scheduler};
+use crate::Result;
+use crate::options::{Schedule, ScheduleKind};
+use crate::torch::optim;
+
 /// What AdamW is tuned with; fields as PyTorch names them.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct AdamWOptions {
@@ -22,6 +28,54 @@ impl AdamWOptions {
     /// PyTorch's betas and eps, no weight decay: what RL trainers use.
     pub fn at(lr: f64) -> Self {
         Self { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+impl AdamWOptions {
+    /// As a section of the configuration has them.
+    pub fn of(optim: &Optim) -> Self {
+        let Optim { lr, betas: (beta1, beta2), weight_decay, .. } = *optim;
+        Self { lr, beta1, beta2, eps: 1e-8, weight_decay }
+    }
+}
+
+/// The learning rate of every step of a run: warm-up, then its schedule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Course {
+    lr: f64,
+    schedule: Schedule,
+}
+
+impl Course {
+    /// The course of a run of so many steps.
+    ///
+    /// # Errors
+    /// `option` for a warm-up that is longer than the run or a share outside [0, 1].
+    pub fn of(optim: &Optim, total_steps: usize) -> Result<Self> {
+        let by_ratio = || (optim.lr_warmup_steps_ratio * total_steps as f64) as u32;
+        let warmup_steps =
+            optim.lr_warmup_steps.and_then(|steps| u32::try_from(steps).ok()).unwrap_or_else(by_ratio);
+        let schedule = Schedule {
+            kind: match optim.lr_scheduler_type {
+                Scheduler::Constant => ScheduleKind::Constant,
+                Scheduler::Linear => ScheduleKind::Linear,
+                Scheduler::Cosine => ScheduleKind::Cosine,
+            },
+            warmup_steps,
+            total_steps: u32::try_from(total_steps.max(1)).unwrap_or(u32::MAX),
+            min_ratio: optim.min_lr_ratio,
+        };
+        schedule.check()?;
+        Ok(Self { lr: optim.lr, schedule })
+    }
+
+    /// The learning rate of a step, counted from 1. As in PyTorch's schedulers the first step of a warm-up has 0.
+    ///
+    /// # Errors
+    /// None that a caller could bring about.
+    pub fn lr(&self, step: usize) -> Result<f64> {
+        let step = Tensor::from(step.saturating_sub(1) as f64);
+        Ok(self.lr * optim::schedule(&step, &self.schedule)?.double_value(&[]))
     }
 }
 
@@ -60,6 +114,36 @@ impl AdamW {
     /// f32 besides.
     pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamWOptions) -> Self {
         Self { options, slots: parameters.into_iter().map(Slot::new).collect(), steps: 0 }
+    }
+
+    /// Puts what it carries from step to step into a checkpoint, under names that begin with `prefix`.
+    ///
+    /// # Errors
+    /// None that a caller could bring about.
+    pub fn save(&self, prefix: &str, state: &mut State) -> Result<()> {
+        state.value(format!("{prefix}.steps"), &self.steps)?;
+        for (index, slot) in self.slots.iter().enumerate() {
+            state.tensor(format!("{prefix}.{index}.m"), &slot.m);
+            state.tensor(format!("{prefix}.{index}.v"), &slot.v);
+            slot.master.iter().for_each(|master| state.tensor(format!("{prefix}.{index}.master"), master));
+        }
+        Ok(())
+    }
+
+    /// Takes it out of one.
+    ///
+    /// # Errors
+    /// As [`State::restore`].
+    pub fn restore(&mut self, prefix: &str, state: &mut State) -> Result<()> {
+        self.steps = state.take(&format!("{prefix}.steps"))?;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            state.restore(&format!("{prefix}.{index}.m"), &mut slot.m)?;
+            state.restore(&format!("{prefix}.{index}.v"), &mut slot.v)?;
+            if let Some(master) = &mut slot.master {
+                state.restore(&format!("{prefix}.{index}.master"), master)?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets all gradients.

@@ -30,11 +30,43 @@ pub fn tokens(tokenizer: &Tokenizer, problem: &Problem) -> Result<Vec<i64>> {
     tokenizer.chat(&messages(&problem.question))
 }
 
+/// The problems whose prompts have at most `longest` tokens.
+///
+/// # Errors
+/// `option` for a longer one, unless those are to be left out; otherwise as [`Tokenizer::chat`].
+pub fn within(
+    tokenizer: &Tokenizer,
+    problems: Vec<Problem>,
+    longest: usize,
+    leave_out: bool,
+) -> Result<Vec<Problem>> {
+    let mut kept = Vec::with_capacity(problems.len());
+    for problem in problems {
+        let length = tokens(tokenizer, &problem)?.len();
+        if length <= longest {
+            kept.push(problem);
+        } else if !leave_out {
+            let start: String = problem.question.chars().take(40).collect();
+            let sentence = format!(
+                "a prompt (\"{start}...\") has {length} tokens and {longest} are allowed; raise it or set \
+                 data.filter_overlong_prompts"
+            );
+            return Err(Error::option("data.max_prompt_length", sentence));
+        }
+    }
+    match kept.is_empty() {
+        true => {
+            Err(Error::option("data.max_prompt_length", format!("no prompt has at most {longest} tokens")))
+        }
+        false => Ok(kept),
+    }
+}
+
 /// The error of the first problem whose conversation and answer would not fit into the model's context, if any: asked
 /// before the long work starts.
 ///
 /// # Errors
-/// `option` for `max_new_tokens`, which names the problem's length; otherwise as [`Tokenizer::chat`].
+/// `option` for `data.max_response_length`, which names the problem's length; otherwise as [`Tokenizer::chat`].
 pub fn fit(llm: &Llm, problems: &[Problem], max_new_tokens: usize) -> Result<()> {
     let context = llm.model.config().max_position_embeddings as usize;
     for problem in problems {
@@ -44,7 +76,7 @@ pub fn fit(llm: &Llm, problems: &[Problem], max_new_tokens: usize) -> Result<()>
             let sum = format!("{length} tokens of prompt (\"{start}...\") and {max_new_tokens} new ones");
             let way_out = "use fewer new tokens or leave the problem out";
             let problem = format!("{sum} exceed the model's context of {context}; {way_out}");
-            return Err(Error::option("max_new_tokens", problem));
+            return Err(Error::option("data.max_response_length", problem));
         }
     }
     Ok(())

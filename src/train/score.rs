@@ -1,9 +1,9 @@
 //! Log-probabilities of sampled responses. The responses to one problem share one pass over their prompt.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
-use crate::llm::Model;
+use crate::llm::{Checkpointed, Model};
 use crate::options::Softmax;
 use crate::torch::logprob;
 
@@ -29,6 +29,31 @@ pub struct Scores {
     pub entropy: Tensor,
 }
 
+impl Scores {
+    pub(super) fn shallow_clone(&self) -> Self {
+        Self { logp: self.logp.shallow_clone(), entropy: self.entropy.shallow_clone() }
+    }
+}
+
+/// Scores that a loss is computed from, and the way back from it.
+#[derive(Debug)]
+pub struct Scored<'a> {
+    /// The scores.
+    pub scores: Scores,
+    checkpointed: Option<Checkpointed<'a>>,
+}
+
+impl Scored<'_> {
+    /// Adds the loss's gradient to the parameters'.
+    ///
+    /// # Errors
+    /// `input` if the loss was not computed from the scores.
+    pub fn backward(self, loss: &Tensor) -> Result<()> {
+        loss.backward();
+        self.checkpointed.map_or(Ok(()), Checkpointed::backward)
+    }
+}
+
 impl Responses {
     /// Scores the responses under a model. The vocabulary head, the widest layer, is applied only where a response
     /// token stands.
@@ -36,22 +61,67 @@ impl Responses {
     /// # Errors
     /// As [`logprob::token`].
     pub fn score(&self, model: &Model, temperature: f64) -> Result<Scores> {
+        self.scores(model, &self.states(model), temperature)
+    }
+
+    /// The same for a loss; with `checkpointing` the layers are computed once more on the way back, which saves memory.
+    ///
+    /// # Errors
+    /// As [`logprob::token`].
+    pub fn scored<'a>(&self, model: &'a Model, temperature: f64, checkpointing: bool) -> Result<Scored<'a>> {
+        if !checkpointing {
+            return Ok(Scored { scores: self.score(model, temperature)?, checkpointed: None });
+        }
         let packed = self.packed();
-        let hidden = model.hidden_at(&packed.tokens, &packed.positions, &packed.visible);
-        let hidden = hidden.index_select(1, &packed.before).index(&[Some(&packed.response_mask)]);
+        let checkpointed = model.checkpointed_at(&packed.tokens, &packed.positions, &packed.visible);
+        let scores = self.scores(model, &packed.states(checkpointed.hidden()), temperature)?;
+        Ok(Scored { scores, checkpointed: Some(checkpointed) })
+    }
+
+    fn scores(&self, model: &Model, states: &Tensor, temperature: f64) -> Result<Scores> {
         let (_, responses) = self.halves(&self.tokens);
         let targets = responses.index(&[Some(&self.response_mask)]);
         let scores = logprob::token(
-            &model.head(&hidden).unsqueeze(0),
+            &model.head(states).unsqueeze(0),
             &targets.unsqueeze(0),
             &Softmax::at(temperature),
         )?;
-        // Packing keeps the order of the rows, so the list of kept tokens is the same as here.
-        let spread = |values: &Tensor| {
-            let zeros = self.response_mask.zeros_like().to_kind(values.kind());
-            zeros.masked_scatter(&self.response_mask, &values.squeeze_dim(0))
-        };
+        let spread = |of_tokens: &Tensor| self.spread(&of_tokens.squeeze_dim(0));
         Ok(Scores { logp: spread(&scores.logp), entropy: spread(&scores.entropy) })
+    }
+
+    /// The hidden state before each response token, the one that predicts it, `[N, H]`: token by token, row by row.
+    pub fn states(&self, model: &Model) -> Tensor {
+        let packed = self.packed();
+        packed.states(&model.hidden_at(&packed.tokens, &packed.positions, &packed.visible))
+    }
+
+    /// Numbers of the response tokens, `[N]`, in their places, `[b, T]`; 0 in masked slots.
+    pub fn spread(&self, of_tokens: &Tensor) -> Tensor {
+        // Packing keeps the order of the rows, so the list of kept tokens is the same as here.
+        let zeros = self.response_mask.zeros_like().to_kind(of_tokens.kind());
+        zeros.masked_scatter(&self.response_mask, of_tokens)
+    }
+
+    /// Some rows, cut to the longest prompt and the longest response among them.
+    pub fn rows(&self, rows: &Tensor) -> Self {
+        let own = |tensor: &Tensor| tensor.index_select(0, rows);
+        let (attention_mask, response_mask) = (own(&self.attention_mask), own(&self.response_mask));
+        let left = attention_mask.size()[1] - response_mask.size()[1];
+        let longest = |mask: &Tensor| mask.sum_dim_intlist(1i64, false, Kind::Int64).max().int64_value(&[]);
+        let (prompt, response) = (longest(&attention_mask.narrow(1, 0, left)), longest(&response_mask));
+        let cut = |tensor: &Tensor| tensor.narrow(1, left - prompt, prompt + response);
+        Self {
+            tokens: cut(&own(&self.tokens)),
+            attention_mask: cut(&attention_mask),
+            response_mask: response_mask.narrow(1, 0, response),
+            group: own(&self.group),
+        }
+    }
+
+    /// The width T of the responses.
+    pub fn width(&self) -> i64 {
+        self.response_mask.size()[1]
     }
 
     /// One row a group: its prompt, then its responses one behind the other.
@@ -103,6 +173,37 @@ impl Responses {
         Packed { tokens, positions, visible, before, response_mask }
     }
 
+    /// All rows scored without gradients, `size` of them at a time; the log-probabilities, `[b, T]`.
+    ///
+    /// # Errors
+    /// As [`Responses::score`].
+    pub fn frozen_logp(&self, model: &Model, temperature: f64, size: usize) -> Result<Tensor> {
+        self.piece_by_piece(size, |piece| Ok(piece.score(model, temperature)?.logp))
+    }
+
+    /// Something of each token, `[b, T]`, computed without gradients from `size` rows at a time.
+    ///
+    /// # Errors
+    /// As `of_piece`.
+    pub fn piece_by_piece(
+        &self,
+        size: usize,
+        mut of_piece: impl FnMut(&Self) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let count = self.tokens.size()[0];
+        let pieces = (0..count).step_by(size.max(1)).map(|first| {
+            let rows = Tensor::arange_start(
+                first,
+                (first + size as i64).min(count),
+                (Kind::Int64, self.tokens.device()),
+            );
+            let piece = self.rows(&rows);
+            let values = no_grad(|| of_piece(&piece))?;
+            Ok(values.constant_pad_nd([0, self.width() - piece.width()]))
+        });
+        Ok(Tensor::cat(&pieces.collect::<Result<Vec<_>>>()?, 0))
+    }
+
     fn halves(&self, tensor: &Tensor) -> (Tensor, Tensor) {
         let right = self.response_mask.size()[1];
         let left = tensor.size()[1] - right;
@@ -122,6 +223,12 @@ struct Packed {
     before: Tensor,
     /// [G, m T].
     response_mask: Tensor,
+}
+
+impl Packed {
+    fn states(&self, hidden: &Tensor) -> Tensor {
+        hidden.index_select(1, &self.before).index(&[Some(&self.response_mask)])
+    }
 }
 
 /// First row and number of rows of each run of equal labels.

@@ -1,39 +1,98 @@
-//! One update of the policy from one rollout.
+//! One pass of updates of the policy over a rollout.
 
 use std::time::Instant;
 
-use indicatif::ProgressBar;
-use serde::Serialize;
-use tch::{Kind, Tensor, no_grad};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
 
+use super::algorithm::Advantages;
+use super::config::Config;
+use super::experience::Seen;
+use super::loss::{LossInputs, LossOptions, loss, with_counts};
 use super::optim::AdamW;
 use super::progress;
 use super::rollout::Rollout;
 use super::score::{Responses, Scores};
 use crate::llm::Model;
-use crate::options::{ActorLoss, Aggregate};
-use crate::torch::{self, objective};
+use crate::torch;
 use crate::{Error, Result};
 
-/// How an update is made.
+/// How updates are made.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct StepOptions {
     /// The loss; the counts of its aggregation are filled in from the batch.
-    pub loss: ActorLoss,
-    /// How often the rollout is gone through.
-    pub epochs: usize,
-    /// Sequences per optimiser step; at least the batch means one step an epoch.
+    pub loss: LossOptions,
+    /// Problems, each with all of its responses, per optimiser step.
     pub mini_batch: usize,
-    /// Sequences per forward and backward pass; the gradient does not depend on it.
+    /// Responses per forward and backward pass; the gradient does not depend on it.
     pub micro_batch: usize,
+    /// The order of the problems is drawn from it; `None` leaves them as they are.
+    pub shuffle: Option<u64>,
     /// The temperature that the responses were sampled at.
     pub temperature: f64,
     /// The largest global norm of the gradient.
     pub max_grad_norm: f64,
+    /// Whether the layers are computed once more on the way back: less memory, the same gradient.
+    pub gradient_checkpointing: bool,
 }
 
-/// What an update did; everything but the sums is a mean over response tokens, then over optimiser steps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+impl StepOptions {
+    /// The configuration's updates. The passes over a rollout are the caller's.
+    ///
+    /// # Errors
+    /// `option` for a size of 0, by the key's full name, or an option outside its domain.
+    pub fn of(config: &Config, device: Device) -> Result<Self> {
+        let actor = &config.actor_rollout_ref.actor;
+        let options = Self {
+            loss: LossOptions::of(config)?,
+            mini_batch: actor.ppo_mini_batch_size.unwrap_or(config.data.train_batch_size),
+            micro_batch: actor.ppo_micro_batch_size_per_gpu.unwrap_or_else(|| micro_batch(config, device)),
+            shuffle: actor.shuffle.then_some(config.data.seed),
+            temperature: config.actor_rollout_ref.rollout.temperature,
+            max_grad_norm: actor.grad_clip,
+            gradient_checkpointing: config.actor_rollout_ref.model.enable_gradient_checkpointing,
+        };
+        for (name, size) in [
+            ("ppo_mini_batch_size", options.mini_batch),
+            ("ppo_micro_batch_size_per_gpu", options.micro_batch),
+            ("ppo_epochs", actor.ppo_epochs),
+        ] {
+            if size == 0 {
+                let key = format!("actor_rollout_ref.actor.{name}");
+                return Err(Error::option(key, "0 is too small; use at least 1"));
+            }
+        }
+        Ok(options)
+    }
+
+    /// The log-probabilities of a rollout under a policy as it is, `[B, T]`.
+    ///
+    /// # Errors
+    /// As [`Responses::score`].
+    pub fn logp(&self, policy: &Model, rollout: &Rollout) -> Result<Tensor> {
+        rollout.responses().frozen_logp(policy, self.temperature, self.micro_batch)
+    }
+
+    /// The same in another order of the problems.
+    pub fn reshuffled(&self, step: usize, epoch: usize) -> Self {
+        let seed = |seed: u64| {
+            seed.wrapping_mul(1_000_003).wrapping_add((step as u64) << 8).wrapping_add(epoch as u64)
+        };
+        Self { shuffle: self.shuffle.map(seed), ..*self }
+    }
+}
+
+/// As many responses as a modest memory holds beside the weights: about so many tokens.
+fn micro_batch(config: &Config, device: Device) -> usize {
+    let tokens = if device == Device::Cpu { 512 } else { 4096 };
+    (tokens / config.data.max_response_length.max(1)).clamp(1, 64)
+}
+
+/// What an update did; everything but the sums is a mean over the tokens trained on, then over optimiser steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// The whole loss.
     pub loss: f64,
@@ -53,8 +112,12 @@ pub struct StepMetrics {
     pub entropy: f64,
     /// The gradient's global norm before it was clipped.
     pub grad_norm: f64,
+    /// The learning rate.
+    pub lr: f64,
     /// Optimiser steps made.
     pub updates: usize,
+    /// Responses that were not computed, because nothing about them could move the policy.
+    pub skipped: usize,
     /// Real tokens, prompt and response, that went forward and back in a second.
     pub train_tokens_per_s: f64,
     /// How long the update took.
@@ -64,233 +127,238 @@ pub struct StepMetrics {
 /// Exactly what went into one micro-batch's loss, and the loss: enough to compute it again elsewhere.
 #[derive(Debug)]
 pub struct LossRecord {
-    /// `[b, T]`, detached.
-    pub logp: Tensor,
-    /// `[b, T]`.
-    pub logp_old: Tensor,
-    /// `[b, T]`; `None` without a reference policy.
-    pub logp_ref: Option<Tensor>,
-    /// `[b, T]`: each sequence's own, at every token.
-    pub advantages: Tensor,
-    /// `[b, T]` bool.
-    pub response_mask: Tensor,
-    /// `[b, T]`; `None` when the loss has no entropy term.
-    pub entropy: Option<Tensor>,
+    /// The inputs, detached.
+    pub inputs: LossInputs,
     /// The loss's options with the counts of the whole mini-batch.
-    pub options: ActorLoss,
+    pub options: LossOptions,
     /// The micro-batch's loss.
     pub loss: f64,
 }
 
-/// Goes through the rollout and moves the policy; also returns what went into the first micro-batch's loss.
-/// `advantages` is `[B]`. The reference policy is read only if the loss has a KL term. The gradients of the last
-/// optimiser step stay with the parameters until the next call.
+/// Goes once through the rollout and moves the policy; also returns what went into the first micro-batch's loss, if
+/// there was anything to move it. The gradients of the last optimiser step stay with the parameters until the next
+/// call.
 ///
 /// # Errors
-/// `option` for a size of 0, `input` for a KL term without a reference, and what the formulas reject.
+/// `option` for a size of 0, `input` for a KL term without the reference's log-probabilities, and what the formulas
+/// reject.
 pub fn update(
     policy: &Model,
-    reference: Option<&Model>,
     optimizer: &mut AdamW,
     rollout: &Rollout,
-    advantages: &Tensor,
+    seen: &Seen,
+    advantages: &Advantages,
     options: &StepOptions,
-) -> Result<(StepMetrics, LossRecord)> {
-    check(reference, options)?;
+) -> Result<(StepMetrics, Option<LossRecord>)> {
+    check(seen, options)?;
     let started = Instant::now();
-    let mut mini_batches = mini_batches(rollout, advantages, options);
+    let batch = Batch { responses: rollout.responses(), seen, advantages, options };
+    let signal = batch.rows_with_signal();
+    let mini_batches = mini_batches(rollout, &signal, options);
+    let bar =
+        progress::bar("training", mini_batches.iter().map(|mini_batch| mini_batch.micro_batches.len()).sum());
 
-    // The policy moves between optimiser steps, so its log-probabilities at sampling time are taken before the first.
-    // A single step needs no such pass: they are those of its own forward pass.
-    let several_steps = options.epochs * mini_batches.len() > 1;
-    let reference = reference.filter(|_| options.loss.kl_loss_coef != 0.0);
-    let passes = options.epochs + usize::from(several_steps) + usize::from(reference.is_some());
-    let bar = progress::bar("training", passes * mini_batches.iter().map(Vec::len).sum::<usize>());
-    let frozen_logp = |model: &Model, batch: &MicroBatch| -> Result<Tensor> {
-        let scores = no_grad(|| batch.responses.score(model, options.temperature))?;
-        bar.inc(1);
-        Ok(scores.logp)
-    };
-    for batch in mini_batches.iter_mut().flatten() {
-        batch.logp_old = several_steps.then(|| frozen_logp(policy, batch)).transpose()?;
-        batch.logp_ref = reference.map(|model| frozen_logp(model, batch)).transpose()?;
-    }
-
-    let (mut metrics, mut first) = (StepMetrics::default(), None);
-    for _ in 0..options.epochs {
-        for mini_batch in &mini_batches {
-            optimizer.zero_grad();
-            let record = accumulate_gradients(
-                policy,
-                mini_batch,
-                options,
-                rollout.response_length(),
-                &mut metrics,
-                &bar,
-            )?;
-            metrics.grad_norm += optimizer.clip_grad_norm(options.max_grad_norm);
-            optimizer.step();
-            metrics.updates += 1;
-            first = first.or(record);
+    let mut metrics = StepMetrics { lr: optimizer.options.lr, ..StepMetrics::default() };
+    let (mut first, mut trained, mut measured) = (None, 0, 0);
+    for MiniBatch { rows, micro_batches } in &mini_batches {
+        optimizer.zero_grad();
+        let loss_options = with_counts(&options.loss, &batch.loss_mask(rows), batch.responses.width());
+        let tokens: i64 = micro_batches.iter().map(|rows| count(&batch.loss_mask(rows))).sum();
+        for rows in micro_batches {
+            let record =
+                batch.accumulate_gradients(policy, rows, tokens as f64, &loss_options, &mut metrics)?;
+            first.get_or_insert(record);
+            trained += count(&rollout.attention_mask.index_select(0, rows));
+            bar.inc(1);
         }
+        let norm = optimizer.clip_grad_norm(options.max_grad_norm);
+        if !norm.is_finite() {
+            return Err(diverged(norm));
+        }
+        optimizer.step();
+        metrics.grad_norm += norm;
+        metrics.updates += 1;
+        measured += usize::from(tokens > 0);
     }
     bar.finish_and_clear();
-
-    let first = first.ok_or_else(|| Error::input("rollout", "it holds no responses"))?;
-    let trained = options.epochs as f64 * count(&rollout.attention_mask);
-    Ok((metrics.mean(trained, started.elapsed().as_secs_f64()), first))
+    metrics.skipped = signal.iter().filter(|&&has_signal| !has_signal).count();
+    Ok((metrics.mean(measured, trained as f64, started.elapsed().as_secs_f64()), first))
 }
 
-/// Forward and backward through the micro-batches of one optimiser step; adds to the metrics.
-fn accumulate_gradients(
-    policy: &Model,
-    mini_batch: &[MicroBatch],
-    options: &StepOptions,
-    response_length: i64,
-    metrics: &mut StepMetrics,
-    bar: &ProgressBar,
-) -> Result<Option<LossRecord>> {
-    let tokens: f64 = mini_batch.iter().map(|batch| count(&batch.responses.response_mask)).sum();
-    let loss_options = with_counts(&options.loss, mini_batch, tokens, response_length);
-    let mut first = None;
-    for batch in mini_batch {
-        let Scores { logp, entropy } = batch.responses.score(policy, options.temperature)?;
-        let logp_old = batch.logp_old.as_ref().map_or_else(|| logp.detach(), Tensor::shallow_clone);
-        let logp_ref = batch.logp_ref.as_ref();
-        let bonus = (options.loss.entropy_coeff != 0.0).then_some(&entropy);
-        let (advantages, response_mask) = (&batch.advantages, &batch.responses.response_mask);
-        let out = objective::actor_loss(
-            &logp,
-            &logp_old,
-            logp_ref,
-            advantages,
-            response_mask,
-            None,
-            bonus,
-            &loss_options,
-        )?;
-        out.loss.backward();
+/// A step with such a gradient would spoil every weight.
+pub(super) fn diverged(norm: f64) -> Error {
+    let problem = format!(
+        "the gradient's norm is {norm}: training has diverged, and the weights were left as they were; go on from the \
+         last checkpoint with a smaller learning rate or a smaller grad_clip"
+    );
+    Error::Unsupported { what: problem }
+}
 
-        let ratio = torch::metrics::policy(&logp, &logp_old, advantages, response_mask, &options.loss.clip)?;
-        let share = count(response_mask) / tokens;
-        metrics.loss += out.loss.double_value(&[]);
+/// A rollout and what is made of it, row by row.
+struct Batch<'a> {
+    responses: Responses,
+    seen: &'a Seen,
+    advantages: &'a Advantages,
+    options: &'a StepOptions,
+}
+
+impl Batch<'_> {
+    /// Which rows could move the policy: they have a token to train on and, unless there are other terms in the loss,
+    /// someone in their group has an advantage.
+    fn rows_with_signal(&self) -> Vec<bool> {
+        let Advantages { advantages, loss_mask, .. } = self.advantages;
+        let terms = &self.options.loss.terms;
+        let has_advantage = advantages.ne(0.0).logical_and(loss_mask).any_dim(1, false);
+        let group = &self.responses.group;
+        let same_group = group.unsqueeze(1).eq_tensor(group);
+        let mut has_signal = same_group.logical_and(&has_advantage).any_dim(1, false);
+        if terms.kl_loss_coef != 0.0 || terms.entropy_coeff != 0.0 {
+            has_signal = has_signal.ones_like();
+        }
+        let has_signal = has_signal.logical_and(&loss_mask.any_dim(1, false));
+        Vec::try_from(has_signal).unwrap_or_default()
+    }
+
+    fn loss_mask(&self, rows: &Tensor) -> Tensor {
+        self.advantages.loss_mask.index_select(0, rows)
+    }
+
+    /// Forward and backward through some rows; adds to the metrics, weighted by the share of `tokens`.
+    fn accumulate_gradients(
+        &self,
+        policy: &Model,
+        rows: &Tensor,
+        tokens: f64,
+        loss_options: &LossOptions,
+        metrics: &mut StepMetrics,
+    ) -> Result<LossRecord> {
+        let responses = self.responses.rows(rows);
+        let scored =
+            responses.scored(policy, self.options.temperature, self.options.gradient_checkpointing)?;
+        let Scores { logp, entropy } = scored.scores.shallow_clone();
+        let own = |tensor: &Tensor| tensor.index_select(0, rows).narrow(1, 0, responses.width());
+        let terms = &loss_options.terms;
+        let mut inputs = LossInputs {
+            // The policy has not moved yet where nobody kept what its log-probabilities were.
+            logp_old: self.seen.logp_old.as_ref().map_or_else(|| logp.detach(), own),
+            logp_ref: self.seen.logp_ref.as_ref().filter(|_| terms.kl_loss_coef != 0.0).map(own),
+            advantages: own(&self.advantages.advantages),
+            mask: own(&self.advantages.loss_mask),
+            entropy: (terms.entropy_coeff != 0.0).then(|| entropy.shallow_clone()),
+            logp,
+        };
+        let out = loss(&inputs, loss_options)?;
+        scored.backward(&out.loss)?;
+        inputs.logp = inputs.logp.detach();
+        inputs.entropy = inputs.entropy.map(|entropy| entropy.detach());
+
+        let LossInputs { logp, logp_old, advantages, mask, .. } = &inputs;
+        let ratio = torch::metrics::policy(logp, logp_old, advantages, mask, &loss_options.clip())?;
+        let share = count(mask) as f64 / tokens;
+        let own_loss = out.loss.double_value(&[]);
+        metrics.loss += own_loss;
         metrics.policy_loss += out.policy_loss.double_value(&[]);
-        if logp_ref.is_some() {
+        if inputs.logp_ref.is_some() {
             *metrics.kl.get_or_insert_default() += out.kl_loss.double_value(&[]);
         }
         metrics.clip_fraction += share * ratio.clip_fraction.double_value(&[]);
         metrics.clip_fraction_lower += share * ratio.clip_fraction_lower.double_value(&[]);
         metrics.ppo_kl += share * ratio.ppo_kl.double_value(&[]);
         metrics.ratio_mean += share * ratio.ratio_mean.double_value(&[]);
-        metrics.entropy += entropy.sum(Kind::Double).double_value(&[]) / tokens;
-        first.get_or_insert_with(|| LossRecord {
-            logp: logp.detach(),
-            logp_old,
-            logp_ref: logp_ref.map(Tensor::shallow_clone),
-            advantages: advantages.shallow_clone(),
-            response_mask: response_mask.shallow_clone(),
-            entropy: bonus.map(Tensor::detach),
-            options: loss_options,
-            loss: out.loss.double_value(&[]),
-        });
-        bar.inc(1);
+        let kept_entropy = entropy.masked_fill(&mask.logical_not(), 0.0);
+        metrics.entropy += kept_entropy.sum(Kind::Double).double_value(&[]) / tokens;
+        Ok(LossRecord { inputs, options: *loss_options, loss: own_loss })
     }
-    Ok(first)
 }
 
 impl StepMetrics {
-    fn mean(self, tokens: f64, seconds: f64) -> Self {
-        let updates = self.updates as f64;
+    fn mean(self, measured: usize, tokens: f64, seconds: f64) -> Self {
+        let (updates, measured) = (self.updates.max(1) as f64, measured.max(1) as f64);
         Self {
             loss: self.loss / updates,
             policy_loss: self.policy_loss / updates,
             kl: self.kl.map(|kl| kl / updates),
-            clip_fraction: self.clip_fraction / updates,
-            clip_fraction_lower: self.clip_fraction_lower / updates,
-            ppo_kl: self.ppo_kl / updates,
-            ratio_mean: self.ratio_mean / updates,
-            entropy: self.entropy / updates,
+            clip_fraction: self.clip_fraction / measured,
+            clip_fraction_lower: self.clip_fraction_lower / measured,
+            ppo_kl: self.ppo_kl / measured,
+            ratio_mean: self.ratio_mean / measured,
+            entropy: self.entropy / measured,
             grad_norm: self.grad_norm / updates,
-            updates: self.updates,
             train_tokens_per_s: tokens / seconds,
             seconds,
+            ..self
         }
     }
-}
 
-/// Some rows of a rollout, cut to the longest prompt and the longest response among them.
-struct MicroBatch {
-    responses: Responses,
-    advantages: Tensor,
-    logp_old: Option<Tensor>,
-    logp_ref: Option<Tensor>,
-}
-
-impl MicroBatch {
-    fn of(rollout: &Rollout, advantages: &Tensor, (first, rows): (i64, i64)) -> Self {
-        let own = |tensor: &Tensor| tensor.narrow(0, first, rows);
-        let (attention_mask, response_mask) = (own(&rollout.attention_mask), own(&rollout.response_mask));
-        let left = attention_mask.size()[1] - response_mask.size()[1];
-        let longest = |mask: &Tensor| mask.sum_dim_intlist(1i64, false, Kind::Int64).max().int64_value(&[]);
-        let (prompt, response) = (longest(&attention_mask.narrow(1, 0, left)), longest(&response_mask));
-        let cut = |tensor: &Tensor| tensor.narrow(1, left - prompt, prompt + response);
+    /// The figures of several passes over one rollout.
+    pub fn of_passes(passes: &[Self]) -> Self {
+        let Some(&last) = passes.last() else { return Self::default() };
+        let count = passes.len() as f64;
+        let mean = |of: fn(&Self) -> f64| passes.iter().map(of).sum::<f64>() / count;
+        let seconds = passes.iter().map(|pass| pass.seconds).sum();
         Self {
-            responses: Responses {
-                tokens: cut(&own(&rollout.tokens)),
-                attention_mask: cut(&attention_mask),
-                response_mask: response_mask.narrow(1, 0, response),
-                group: own(&rollout.group),
-            },
-            advantages: own(advantages).unsqueeze(1).expand([rows, response], true),
-            logp_old: None,
-            logp_ref: None,
+            loss: mean(|pass| pass.loss),
+            policy_loss: mean(|pass| pass.policy_loss),
+            kl: last.kl.map(|_| mean(|pass| pass.kl.unwrap_or(0.0))),
+            clip_fraction: mean(|pass| pass.clip_fraction),
+            clip_fraction_lower: mean(|pass| pass.clip_fraction_lower),
+            ppo_kl: mean(|pass| pass.ppo_kl),
+            ratio_mean: mean(|pass| pass.ratio_mean),
+            entropy: mean(|pass| pass.entropy),
+            grad_norm: mean(|pass| pass.grad_norm),
+            updates: passes.iter().map(|pass| pass.updates).sum(),
+            train_tokens_per_s: passes.iter().map(|pass| pass.train_tokens_per_s * pass.seconds).sum::<f64>()
+                / seconds,
+            seconds,
+            ..last
         }
     }
 }
 
-/// The micro-batches of each optimiser step of one epoch.
-fn mini_batches(rollout: &Rollout, advantages: &Tensor, options: &StepOptions) -> Vec<Vec<MicroBatch>> {
-    pieces((0, rollout.tokens.size()[0]), options.mini_batch)
-        .map(|mini| {
-            pieces(mini, options.micro_batch).map(|rows| MicroBatch::of(rollout, advantages, rows)).collect()
+/// The rows of an optimiser step, and those of them that go forward and back, in pieces.
+struct MiniBatch {
+    rows: Tensor,
+    micro_batches: Vec<Tensor>,
+}
+
+/// The optimiser steps of one pass: so many problems each, with all of their responses.
+fn mini_batches(rollout: &Rollout, has_signal: &[bool], options: &StepOptions) -> Vec<MiniBatch> {
+    let mut groups: Vec<usize> = (0..has_signal.len() / rollout.n).collect();
+    if let Some(seed) = options.shuffle {
+        groups.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    }
+    let device = rollout.tokens.device();
+    let tensor = |rows: &[i64]| Tensor::from_slice(rows).to_device(device);
+    groups
+        .chunks(options.mini_batch)
+        .map(|groups| {
+            let rows: Vec<i64> = groups
+                .iter()
+                .flat_map(|group| group * rollout.n..(group + 1) * rollout.n)
+                .map(|row| row as i64)
+                .collect();
+            let moving: Vec<i64> = rows.iter().copied().filter(|&row| has_signal[row as usize]).collect();
+            let micro_batches = moving.chunks(options.micro_batch).map(tensor).collect();
+            MiniBatch { rows: tensor(&rows), micro_batches }
         })
         .collect()
 }
 
-/// Cuts consecutive rows (first, number) into pieces of at most `size`.
-fn pieces((first, rows): (i64, i64), size: usize) -> impl Iterator<Item = (i64, i64)> {
-    let size = (size as i64).min(rows.max(1));
-    (first..first + rows).step_by(size as usize).map(move |start| (start, size.min(first + rows - start)))
+fn count(mask: &Tensor) -> i64 {
+    mask.sum(Kind::Int64).int64_value(&[])
 }
 
-/// The loss with the counts of the whole mini-batch, so that the losses of its micro-batches sum to its own.
-fn with_counts(loss: &ActorLoss, mini_batch: &[MicroBatch], tokens: f64, response_length: i64) -> ActorLoss {
-    let sequences: i64 = mini_batch.iter().map(|batch| batch.advantages.size()[0]).sum();
-    let aggregate = Aggregate {
-        loss_scale_factor: loss.aggregate.loss_scale_factor.or(Some(response_length as f64)),
-        batch_num_tokens: Some(tokens),
-        global_batch_size: Some(sequences as f64),
-        ..loss.aggregate
-    };
-    ActorLoss { aggregate, ..*loss }
-}
-
-fn count(mask: &Tensor) -> f64 {
-    mask.sum(Kind::Int64).int64_value(&[]) as f64
-}
-
-fn check(reference: Option<&Model>, options: &StepOptions) -> Result<()> {
-    for (name, size) in
-        [("epochs", options.epochs), ("mini_batch", options.mini_batch), ("micro_batch", options.micro_batch)]
-    {
+fn check(seen: &Seen, options: &StepOptions) -> Result<()> {
+    options.loss.check()?;
+    for (name, size) in [("mini_batch", options.mini_batch), ("micro_batch", options.micro_batch)] {
         if size == 0 {
             return Err(Error::option(name, "0 is too small; use at least 1"));
         }
     }
-    match reference {
-        None if options.loss.kl_loss_coef != 0.0 => Err(Error::input(
-            "reference",
-            "the loss has a KL term; give the reference policy or set kl_loss_coef to 0",
+    match seen.logp_ref {
+        None if options.loss.terms.kl_loss_coef != 0.0 => Err(Error::input(
+            "logp_ref",
+            "the loss has a KL term; give the reference policy's log-probabilities or set kl_loss_coef to 0",
         )),
         _ => Ok(()),
     }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod adapters;
+#[cfg(feature = "torch")]
+mod algorithms;
 mod answers;
 #[cfg(feature = "torch")]
 mod checkpoint;
@@ -21,6 +23,8 @@ mod identify;
 mod judge;
 mod kills;
 mod laws;
+#[cfg(feature = "torch")]
+mod learn;
 #[cfg(feature = "torch")]
 mod llm;
 #[cfg(feature = "torch")]

@@ -3,6 +3,7 @@
 
 mod describe;
 mod names;
+pub mod preset;
 mod read;
 
 use std::path::PathBuf;
@@ -573,6 +574,8 @@ pub struct Sft {
     pub optim: Optim,
     /// Expert iteration: rounds in which the model's own right responses take the place of the solutions; 0 for none.
     pub expert_iterations: usize,
+    /// Problems that each of those rounds asks, `actor_rollout_ref.rollout.n` times each; `None` for all.
+    pub expert_batch_size: Option<usize>,
 }
 
 impl Default for Sft {
@@ -584,6 +587,7 @@ impl Default for Sft {
             micro_batch_size_per_gpu: 8,
             optim: Optim { lr: 1e-5, lr_scheduler_type: Scheduler::Cosine, ..Optim::default() },
             expert_iterations: 0,
+            expert_batch_size: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! and while the run lasts it loads itself anew.
 
 use minijinja::Environment;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::curves;
@@ -55,7 +55,7 @@ pub struct Chart {
 }
 
 /// The responses to one problem.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// The step.
     pub step: usize,
@@ -68,7 +68,7 @@ pub struct Group {
 }
 
 /// One response.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     /// Its reward.
     pub reward: f64,

@@ -1,0 +1,219 @@
+//! Every algorithm learns, and a broken one does not: whole runs of the example on the tiny model. The rise of a run is
+//! the mean reward of the last tenth of its steps less that of the first tenth.
+//!
+//! An ordinary test run asks a few algorithms with one seed. `GRPO_ORACLE_LEARN=2 cargo test --features torch --test it
+//! learn::all` asks all of them with five seeds and writes `docs/learning.md`; the number is that of runs at a time.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use grpo_oracle::options::{KlControllerType, LossAggMode};
+use grpo_oracle::train::algorithm::{Algorithm, Spoilt};
+use grpo_oracle::train::config::{AdvEstimator, Config, LossMode, preset};
+use tempfile::TempDir;
+
+use crate::train::gsm8k;
+
+/// A run rises if its rise is above this.
+const MARGIN: f64 = 0.15;
+const SEEDS: u64 = 5;
+
+/// A run of the tiny preset with something changed.
+struct Row {
+    name: &'static str,
+    /// What is changed, as it is written on a command line.
+    says: &'static str,
+    change: fn(&mut Config),
+    spoilt: Option<Spoilt>,
+    /// Whether an ordinary test run asks it, too.
+    quick: bool,
+}
+
+impl Row {
+    const fn new(name: &'static str, says: &'static str, change: fn(&mut Config)) -> Self {
+        Self { name, says, change, spoilt: None, quick: false }
+    }
+
+    const fn quick(self) -> Self {
+        Self { quick: true, ..self }
+    }
+
+    const fn spoilt(self, how: Spoilt) -> Self {
+        Self { spoilt: Some(how), ..self }
+    }
+}
+
+const ROWS: &[Row] = &[
+    Row::new("GRPO", "the preset itself", |_| {}).quick(),
+    Row::new(
+        "Dr. GRPO",
+        "algorithm.norm_adv_by_std_in_grpo=false, loss_agg_mode=seq-mean-token-sum-norm",
+        |config| {
+            config.algorithm.norm_adv_by_std_in_grpo = false;
+            config.actor_rollout_ref.actor.loss_agg_mode = LossAggMode::SeqMeanTokenSumNorm;
+        },
+    ),
+    Row::new(
+        "DAPO",
+        "algorithm.filter_groups.enable, clip_ratio_high=0.28, token-mean, reward.overlong_buffer",
+        |config| {
+            config.algorithm.filter_groups.enable = true;
+            config.actor_rollout_ref.actor.clip_ratio_high = Some(0.28);
+            config.reward.overlong_buffer.enable = true;
+            config.reward.overlong_buffer.len = 3;
+        },
+    )
+    .quick(),
+    Row::new("compute_new_adv", "keep_pos_ratio=0.7, keep_neg_ratio=0.5, compute_new_adv", |config| {
+        config.algorithm.keep_pos_ratio = 0.7;
+        config.algorithm.keep_neg_ratio = 0.5;
+        config.algorithm.compute_new_adv = true;
+    }),
+    Row::new("RLOO", "adv_estimator=rloo", |config| config.algorithm.adv_estimator = AdvEstimator::Rloo),
+    Row::new("REINFORCE++", "adv_estimator=reinforce_plus_plus", |config| {
+        config.algorithm.adv_estimator = AdvEstimator::ReinforcePlusPlus;
+    }),
+    Row::new("REINFORCE++ baseline", "adv_estimator=reinforce_plus_plus_baseline", |config| {
+        config.algorithm.adv_estimator = AdvEstimator::ReinforcePlusPlusBaseline;
+    }),
+    Row::new("ReMax", "adv_estimator=remax", |config| config.algorithm.adv_estimator = AdvEstimator::Remax),
+    Row::new("OPO", "adv_estimator=opo", |config| config.algorithm.adv_estimator = AdvEstimator::Opo),
+    Row::new("GPG", "adv_estimator=gpg, loss_mode=gpg", |config| {
+        config.algorithm.adv_estimator = AdvEstimator::Gpg;
+        config.actor_rollout_ref.actor.policy_loss.loss_mode = LossMode::Gpg;
+    }),
+    Row::new("PPO", "adv_estimator=gae, ppo_epochs=2, trainer.critic_warmup=5", |config| {
+        config.algorithm.adv_estimator = AdvEstimator::Gae;
+        config.actor_rollout_ref.actor.ppo_epochs = 2;
+        config.trainer.critic_warmup = 5;
+    })
+    .quick(),
+    Row::new("GROUP-PPO", "adv_estimator=group_ppo, ppo_epochs=2, trainer.critic_warmup=5", |config| {
+        config.algorithm.adv_estimator = AdvEstimator::GroupPpo;
+        config.actor_rollout_ref.actor.ppo_epochs = 2;
+        config.trainer.critic_warmup = 5;
+    }),
+    Row::new(
+        "GSPO",
+        "loss_mode=gspo, clip_ratio=0.05, seq-mean-token-mean, ppo_mini_batch_size=4",
+        |config| {
+            several(config, LossMode::Gspo);
+            config.actor_rollout_ref.actor.clip_ratio = 0.05;
+            config.actor_rollout_ref.actor.loss_agg_mode = LossAggMode::SeqMeanTokenMean;
+        },
+    ),
+    Row::new("CISPO", "loss_mode=cispo, ppo_mini_batch_size=4", |config| several(config, LossMode::Cispo)),
+    Row::new("GMPO", "loss_mode=geo_mean, clip_ratio=0.4, ppo_mini_batch_size=4", |config| {
+        several(config, LossMode::GeoMean);
+        config.actor_rollout_ref.actor.clip_ratio = 0.4;
+    }),
+    Row::new("SAPO", "loss_mode=sapo, ppo_mini_batch_size=4", |config| several(config, LossMode::Sapo)),
+    Row::new("GRPO, KL in the loss", "use_kl_loss, kl_loss_coef=0.01, entropy_coeff=0.001", |config| {
+        config.actor_rollout_ref.actor.use_kl_loss = true;
+        config.actor_rollout_ref.actor.kl_loss_coef = 0.01;
+        config.actor_rollout_ref.actor.entropy_coeff = 0.001;
+    }),
+    Row::new("GRPO, KL in the reward", "use_kl_in_reward, kl_ctrl.type=adaptive", |config| {
+        config.algorithm.use_kl_in_reward = true;
+        config.algorithm.kl_ctrl.kind = KlControllerType::Adaptive;
+        config.algorithm.kl_ctrl.kl_coef = 0.01;
+    }),
+    Row::new("broken: advantages flipped", "GRPO with the wrong sign", |_| {})
+        .spoilt(Spoilt::FlippedAdvantages)
+        .quick(),
+    Row::new("broken: mask shifted", "GRPO with the loss's mask one token late", |_| {})
+        .spoilt(Spoilt::ShiftedMask),
+];
+
+/// Two optimiser steps a rollout, so that the second is off-policy and the ratio has something to say.
+fn several(config: &mut Config, objective: LossMode) {
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = objective;
+    config.actor_rollout_ref.actor.ppo_mini_batch_size = Some(4);
+}
+
+/// Mean rewards of the first and of the last tenth of a run's steps.
+fn run(row: &Row, seed: u64) -> (f64, f64) {
+    let folder = TempDir::new().unwrap();
+    let mut config = preset::tiny();
+    (row.change)(&mut config);
+    config.data.seed = seed;
+    config.trainer.default_local_dir = Some(folder.path().to_owned());
+    config.trainer.device = Some("cpu".to_owned());
+    (config.trainer.val_before_train, config.trainer.test_freq) = (false, -1);
+    let mut algorithm = Algorithm::resolve(&config).unwrap();
+    if let Some(how) = row.spoilt {
+        algorithm = algorithm.spoilt(how);
+    }
+    let run = gsm8k::train(&config, algorithm).unwrap();
+    // With dynamic sampling, of all responses that were sampled and not of those kept.
+    let accuracy: Vec<f64> =
+        run.steps().iter().map(|line| line.sampled_reward.unwrap_or(line.accuracy)).collect();
+    let tenth = accuracy.len() / 10;
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    (mean(&accuracy[..tenth]), mean(&accuracy[accuracy.len() - tenth..]))
+}
+
+#[test]
+fn a_few_algorithms_learn() {
+    for row in ROWS.iter().filter(|row| row.quick) {
+        let (first, last) = run(row, 0);
+        let rises = last - first > MARGIN;
+        assert_eq!(rises, row.spoilt.is_none(), "{}: from {first:.2} to {last:.2}", row.name);
+    }
+}
+
+#[test]
+fn all_algorithms_learn_with_five_seeds() {
+    let Ok(at_a_time) = std::env::var("GRPO_ORACLE_LEARN") else { return };
+    let jobs: Vec<(usize, u64)> =
+        (0..ROWS.len()).flat_map(|row| (0..SEEDS).map(move |seed| (row, seed))).collect();
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    thread::scope(|scope| {
+        for _ in 0..at_a_time.parse().unwrap_or(1) {
+            scope.spawn(|| {
+                while let Some(&(row, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let (first, last) = run(&ROWS[row], seed);
+                    eprintln!("{}, seed {seed}: from {first:.2} to {last:.2}", ROWS[row].name);
+                    done.lock().unwrap().insert((row, seed), (first, last));
+                }
+            });
+        }
+    });
+    let done = done.into_inner().unwrap();
+    let (mut table, mut wrong) = (String::new(), Vec::new());
+    for (index, row) in ROWS.iter().enumerate() {
+        let runs: Vec<(f64, f64)> = (0..SEEDS).map(|seed| done[&(index, seed)]).collect();
+        let rises: Vec<f64> = runs.iter().map(|(first, last)| last - first).collect();
+        let mean = |of: fn(&(f64, f64)) -> f64| runs.iter().map(of).sum::<f64>() / SEEDS as f64;
+        let (least, most) = rises.iter().fold((f64::MAX, f64::MIN), |(a, b), &r| (a.min(r), b.max(r)));
+        writeln!(
+            table,
+            "| {} | {} | {:.2} | {:.2} | {least:+.2} | {most:+.2} |",
+            row.name,
+            row.says,
+            mean(|run| run.0),
+            mean(|run| run.1)
+        )
+        .unwrap();
+        let is_right = if row.spoilt.is_none() { least > MARGIN } else { most < MARGIN };
+        if !is_right {
+            wrong.push(format!("{}: {rises:.2?}", row.name));
+        }
+    }
+    let page = format!(
+        "# Every algorithm learns, and a broken one does not\n\n\
+         Whole runs of `examples/gsm8k` on the preset `tiny` (a model of a hundred thousand weights, sums and\n\
+         differences of digits), {SEEDS} seeds each. Shares of right answers among the sampled responses: the mean of the\n\
+         first and of the last tenth of the steps, then the smallest and the largest rise of the {SEEDS} runs. A run rises if it does so by more than {MARGIN}: every run of an algorithm must, and none of a broken\n\
+         one. Written by `GRPO_ORACLE_LEARN=2 cargo test --features torch --test it learn::all`.\n\n\
+         | algorithm | changed in the preset | first | last | least rise | largest rise |\n|---|---|---|---|---|---|\n\
+         {table}"
+    );
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/learning.md");
+    std::fs::write(path, page).unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
