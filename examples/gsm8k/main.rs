@@ -8,7 +8,7 @@
 
 pub(crate) mod check;
 pub(crate) mod options;
-mod stop;
+pub(crate) mod stop;
 
 use std::path::Path;
 use std::process::ExitCode;

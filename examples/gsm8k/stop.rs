@@ -25,6 +25,12 @@ impl Stop {
         Ok(stop)
     }
 
+    /// Asks for it.
+    #[allow(dead_code, reason = "the tests do")]
+    pub(crate) fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -14,8 +14,7 @@ pub const DATASET: &str = "openai/gsm8k";
 /// # Errors
 /// `unsupported` if the hub cannot be reached, `file` if what it sent cannot be read.
 pub fn gsm8k(hub: &Hub) -> Result<Dataset> {
-    let advice =
-        "check the network or HF_ENDPOINT, or give a folder with train.jsonl and test.jsonl with --data";
+    let advice = "check the network or HF_ENDPOINT, or give a folder with train.jsonl and test.jsonl as data.train_files";
     let fetched =
         |split: &str| hub.dataset_file(DATASET, &format!("main/{split}-00000-of-00001.parquet"), advice);
     let (train, test) = (fetched("train")?, fetched("test")?);

@@ -16,7 +16,7 @@ use grpo_oracle::train::algorithm::{Algorithm, Spoilt};
 use grpo_oracle::train::config::{AdvEstimator, Config, LossMode, preset};
 use tempfile::TempDir;
 
-use crate::train::gsm8k;
+use crate::train::gsm8k::{self, stop::Stop};
 
 /// A run rises if its rise is above this.
 const MARGIN: f64 = 0.15;
@@ -148,7 +148,7 @@ fn run(row: &Row, seed: u64) -> (f64, f64) {
     if let Some(how) = row.spoilt {
         algorithm = algorithm.spoilt(how);
     }
-    let run = gsm8k::train(&config, algorithm).unwrap();
+    let run = gsm8k::train(&config, algorithm, None, &Stop::default()).unwrap();
     // With dynamic sampling, of all responses that were sampled and not of those kept.
     let accuracy: Vec<f64> =
         run.steps().iter().map(|line| line.sampled_reward.unwrap_or(line.accuracy)).collect();

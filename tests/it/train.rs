@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::Parser;
+use grpo_oracle::Result;
 use grpo_oracle::llm::{Llm, Sampling};
 use grpo_oracle::options::{
     ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, Sapo,
@@ -19,6 +20,7 @@ use grpo_oracle::train::experience::Seen;
 use grpo_oracle::train::hub::{self, Hub};
 use grpo_oracle::train::loss::{LossOptions, Objective};
 use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
+use grpo_oracle::train::report::Run;
 use grpo_oracle::train::rollout::{self, Rollout};
 use grpo_oracle::train::score::Responses;
 use grpo_oracle::train::step::{self, LossRecord, StepMetrics, StepOptions};
@@ -35,6 +37,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 #[allow(dead_code)] // its `main` has no caller here
 #[path = "../../examples/gsm8k/main.rs"]
 pub(crate) mod gsm8k;
+
+use gsm8k::options::Options;
+use gsm8k::stop::Stop;
 
 // ---- the update ----
 
@@ -469,7 +474,7 @@ fn without_a_network_the_hub_is_one_clear_sentence() {
     let hub = Hub { endpoint: Some(unreachable()), cache: Some(cache.path().to_owned()), ..Hub::default() };
     let message = hub::gsm8k(&hub).unwrap_err().to_string();
     assert!(
-        message.starts_with("openai/gsm8k could not be fetched") && message.contains("--data"),
+        message.starts_with("openai/gsm8k could not be fetched") && message.contains("data.train_files"),
         "{message}"
     );
     assert!(!message.contains('\n'), "{message}");
@@ -483,16 +488,14 @@ fn a_short_run_leaves_a_whole_record() {
     let (model, out) = (folder.path().join("model"), folder.path().join("run"));
     write_model(&model, 4);
     let line = format!(
-        "gsm8k --model {} --out {} --steps 2 --prompts 2 --samples 3 --max-new-tokens 6 --eval-problems 3 --lr 1e-3 \
-         --micro-batch 4 --device cpu",
+        "actor_rollout_ref.model.path={} trainer.default_local_dir={} trainer.total_training_steps=2 \
+         data.train_batch_size=2 actor_rollout_ref.rollout.n=3 data.max_response_length=6 data.val_max_samples=3 \
+         actor_rollout_ref.actor.optim.lr=1e-3 actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 \
+         trainer.device=cpu",
         model.display(),
         out.display()
     );
-    let run = || {
-        let options = gsm8k::options::Options::try_parse_from(line.split(' ')).unwrap();
-        let config = options.config(None)?;
-        gsm8k::train(&config, Algorithm::resolve(&config)?)
-    };
+    let run = || example(&line);
     run().unwrap();
 
     let metrics = jsonl(&out.join("metrics.jsonl"));
@@ -521,18 +524,41 @@ fn a_short_run_leaves_a_whole_record() {
     }
     assert_eq!(metrics.iter().filter(|line| line["eval_accuracy"].is_number()).count(), 2);
     let rollouts = jsonl(&out.join("rollouts.jsonl"));
-    assert_eq!(rollouts.len(), 8, "the best and the worst of two problems a step");
-    assert!(rollouts.iter().all(|line| line["prompt"].is_string() && line["advantage"].is_number()));
+    assert_eq!(rollouts.len(), 4, "two problems a step");
+    let responses = |line: &Value| line["responses"].as_array().unwrap().len();
+    assert!(rollouts.iter().all(|line| line["prompt"].is_string() && responses(line) == 3));
+    let page = fs::read_to_string(out.join("index.html")).unwrap();
+    assert!(page.contains("finished") && page.contains("made likelier"));
+    let answers = jsonl(&out.join("evaluations/step-000002.jsonl"));
+    assert_eq!(answers.len(), 3);
+    Llm::load(&out.join("model"), Device::Cpu, Kind::Float).unwrap();
     let config: Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["trainer"]["total_training_steps"], json!(2));
     assert_eq!(config["actor_rollout_ref"]["actor"]["ppo_micro_batch_size_per_gpu"], json!(4));
     let picture = fs::read_to_string(out.join("curves.svg")).unwrap();
     assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
     assert!(picture.contains("<polyline") && picture.contains("held-out"));
-    assert_eq!(fs::read_dir(&out).unwrap().count(), 4, "nothing is left beside the four files");
+    let mut names: Vec<String> =
+        fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let whole = [
+        "checkpoints",
+        "config.json",
+        "curves.svg",
+        "evaluations",
+        "index.html",
+        "metrics.jsonl",
+        "model",
+        "rollouts.jsonl",
+        "tensorboard",
+    ];
+    assert_eq!(names, whole);
 
     let message = run().err().unwrap().to_string();
-    assert!(message.contains("--out"), "a folder with a run in it is not written to: {message}");
+    assert!(
+        message.contains("trainer.default_local_dir"),
+        "a folder with a run in it is not written to: {message}"
+    );
 }
 
 #[test]
@@ -544,30 +570,27 @@ fn bad_input_leaves_no_run_folder() {
     fs::create_dir(&data).unwrap();
     fs::write(data.join("train.jsonl"), "{\n").unwrap();
     let out = folder.path().join("run");
-    let (model, data) = (model.display(), data.display());
+    let (of, data) = (format!("actor_rollout_ref.model.path={}", model.display()), data.display());
     for (arguments, problem) in [
-        ("--model nowhere.gguf".to_owned(), "./setup"),
-        (format!("--model {model} --data {data}"), "train.jsonl: line 1"),
-        (format!("--model {model} --data {data}/nowhere"), "there is no such file"),
-        (format!("--model {model} --max-new-tokens 5000"), "context"),
-        (format!("--model {model} --samples 0"), "`actor_rollout_ref.rollout.n`"),
-        (format!("--model {model} --top-p 1.5"), "`actor_rollout_ref.rollout.top_p`"),
-        (format!("--model {model} --clip-ratio-low 2"), "`clip_ratio_low`"),
-        (format!("--model {model} --device cuda:99"), "`trainer.device`"),
+        ("actor_rollout_ref.model.path=nowhere.gguf".to_owned(), "./setup"),
+        (format!("{of} data.train_files={data}"), "train.jsonl: line 1"),
+        (format!("{of} data.train_files={data}/nowhere data.val_files=x"), "there is no such file"),
+        (format!("{of} data.max_response_length=5000"), "context"),
+        (format!("{of} actor_rollout_ref.rollout.n=0"), "`actor_rollout_ref.rollout.n`"),
+        (format!("{of} actor_rollout_ref.rollout.top_p=1.5"), "`actor_rollout_ref.rollout.top_p`"),
+        (format!("{of} actor_rollout_ref.actor.clip_ratio_low=2"), "`clip_ratio_low`"),
+        (format!("{of} trainer.device=cuda:99"), "`trainer.device`"),
+        (format!("{of} actor_rollout_ref.model.lora_rank=-1"), "`actor_rollout_ref.model.lora_rank`"),
+        (format!("{of} actor_rollout_ref.rollout.val_kwargs.n=0"), "val_kwargs.n"),
     ] {
-        let line = format!("gsm8k --out {} {arguments}", out.display());
-        let options = gsm8k::options::Options::try_parse_from(line.split(' ')).unwrap();
-        let config = options.config(None).unwrap();
-        let run = Algorithm::resolve(&config).and_then(|algorithm| gsm8k::train(&config, algorithm));
-        let message = run.err().unwrap().to_string();
+        let line = format!("trainer.default_local_dir={} {arguments}", out.display());
+        let message = example(&line).err().unwrap().to_string();
         assert!(message.contains(problem), "{arguments}: {message}");
         assert!(!message.contains('\n') && !out.exists(), "{arguments}: {message}");
     }
-    for wrong in
-        ["--stepz 3", "--steps many", "--loss-agg-mode mean", "--data here --level easy", "--level 9"]
-    {
+    for wrong in ["--stepz 3", "--preset", "--resume here --preset tiny"] {
         let line = format!("gsm8k {wrong}");
-        let error = gsm8k::options::Options::try_parse_from(line.split(' ')).unwrap_err();
+        let error = Options::try_parse_from(line.split(' ')).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{wrong}");
     }
 }
@@ -579,20 +602,95 @@ fn the_data_asked_for_wins_over_the_environment() {
         fs::write(folder.path().join(file), "{\"question\": \"Q\", \"answer\": \"#### 1\"}\n").unwrap();
     }
     let source = |arguments: &str, environment: Option<&Path>| {
-        let options = gsm8k::options::Options::try_parse_from(arguments.split(' ')).unwrap();
-        let config = options.config(environment.map(|path| path.as_os_str().to_owned())).unwrap();
-        data::load(&config.data).unwrap().source
+        let options = Options::try_parse_from(arguments.split(' ')).unwrap();
+        let read = options.read(environment.map(|path| path.as_os_str().to_owned())).unwrap();
+        data::load(&read.config.data).unwrap().source
     };
     assert!(source("gsm8k", None).starts_with("built-in easy"));
     assert!(source("gsm8k", Some(folder.path())).starts_with("GSM8K from"));
-    assert!(source("gsm8k --level 2", Some(folder.path())).starts_with("built-in medium"));
     assert!(
-        source(&format!("gsm8k --data {}", folder.path().display()), Some(Path::new("x")))
-            .starts_with("GSM8K")
+        source("gsm8k data.train_files=builtin:medium", Some(folder.path())).starts_with("built-in medium")
     );
+    assert!(source("gsm8k --preset tiny", Some(folder.path())).starts_with("built-in tiny"));
+    let given = format!("gsm8k data.train_files={}", folder.path().display());
+    assert!(source(&given, Some(Path::new("x"))).starts_with("GSM8K"));
+}
+
+#[test]
+fn a_run_that_was_cut_short_goes_on_as_if_it_had_not_been() {
+    let folder = TempDir::new().unwrap();
+    for change in [
+        "algorithm.adv_estimator=group_ppo actor_rollout_ref.actor.ppo_epochs=2",
+        "actor_rollout_ref.actor.use_kl_loss=True algorithm.use_kl_in_reward=True algorithm.kl_ctrl.type=adaptive \
+         actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+         actor_rollout_ref.actor.shuffle=True",
+    ] {
+        let of = |name: &str| folder.path().join(name);
+        let line = |name: &str| {
+            let out = of(name).display().to_string();
+            format!(
+                "--preset tiny sft.total_training_steps=3 data.val_max_samples=2 trainer.device=cpu \
+                 trainer.total_training_steps=6 trainer.save_freq=2 trainer.default_local_dir={out} {change}"
+            )
+        };
+        example(&line("whole")).unwrap();
+        example(&line("cut")).unwrap();
+        // As if it had been killed in the fifth step: its checkpoint is not whole, its records go further.
+        let checkpoints = of("cut").join("checkpoints");
+        fs::rename(checkpoints.join("step-000006"), checkpoints.join("step-000006.new")).unwrap();
+        fs::remove_dir_all(of("cut").join("model")).unwrap();
+        let options = Options { resume: Some(of("cut")), ..Options::default() };
+        train(&options).unwrap();
+        for model in ["model", "checkpoints/step-000006"] {
+            let file = if model == "model" { "model.safetensors" } else { "tensors.safetensors" };
+            let read = |name: &str| fs::read(of(name).join(model).join(file)).unwrap();
+            assert!(read("whole") == read("cut"), "{change}: {model}");
+        }
+        let metrics = |name: &str| -> Vec<Value> {
+            let mut lines = jsonl(&of(name).join("metrics.jsonl"));
+            for line in lines.iter_mut().map(|line| line.as_object_mut().unwrap()) {
+                line.retain(|key, _| !key.contains("seconds") && !key.ends_with("per_s"));
+            }
+            lines
+        };
+        assert_eq!(metrics("whole"), metrics("cut"), "{change}");
+        fs::remove_dir_all(of("whole")).unwrap();
+        fs::remove_dir_all(of("cut")).unwrap();
+    }
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let line = format!(
+        "gsm8k --preset tiny sft.total_training_steps=1 trainer.device=cpu trainer.default_local_dir={}",
+        out.display()
+    );
+    let options = Options::try_parse_from(line.split(' ')).unwrap();
+    let stop = Stop::default();
+    stop.ask();
+    let config = options.read(None).unwrap().config;
+    let run = gsm8k::train(&config, Algorithm::resolve(&config).unwrap(), None, &stop);
+    let message = run.err().unwrap().to_string();
+    assert!(message.contains("interrupted after step 1 of 80; go on with --resume"), "{message}");
+    assert!(fs::read_to_string(out.join("index.html")).unwrap().contains("stopped: interrupted"));
+    assert!(out.join("checkpoints/step-000001/tensors.safetensors").is_file());
 }
 
 // ---- helpers ----
+
+/// A run of the example with these arguments.
+fn example(arguments: &str) -> Result<Run> {
+    let line = format!("gsm8k {arguments}");
+    train(&Options::try_parse_from(line.split_whitespace()).unwrap())
+}
+
+fn train(options: &Options) -> Result<Run> {
+    let config = options.read(None)?.config;
+    let algorithm = Algorithm::resolve(&config)?;
+    gsm8k::train(&config, algorithm, options.resume.as_deref(), &Stop::default())
+}
 
 /// A random Llama of two layers with a byte-level tokenizer.
 pub(crate) fn tiny(seed: i64, kind: Kind) -> Llm {
@@ -733,7 +831,15 @@ fn vanilla(mode: LossAggMode) -> LossOptions {
 
 /// One update from the whole batch at once, gradients unclipped.
 fn step_options(loss: LossOptions) -> StepOptions {
-    StepOptions { loss, mini_batch: 2, micro_batch: 6, shuffle: None, temperature: 1.0, max_grad_norm: 1e9 }
+    StepOptions {
+        loss,
+        mini_batch: 2,
+        micro_batch: 6,
+        shuffle: None,
+        temperature: 1.0,
+        max_grad_norm: 1e9,
+        gradient_checkpointing: false,
+    }
 }
 
 fn optimizer(llm: &Llm, lr: f64) -> AdamW {
