@@ -38,8 +38,8 @@ pub fn tiny() -> Config {
     config.sft.optim.lr = 3e-3;
     config.actor_rollout_ref.actor.optim.lr = 1e-3;
     config.actor_rollout_ref.actor.optim.weight_decay = 0.0;
-    config.critic.optim.lr = 1e-3;
-    config.trainer.total_training_steps = Some(80);
+    config.critic.optim.lr = 3e-3;
+    config.trainer.total_training_steps = Some(120);
     config.trainer.test_freq = 40;
     config.trainer.project_name = "tiny".to_owned();
     config
