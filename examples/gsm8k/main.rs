@@ -68,7 +68,9 @@ pub(crate) fn train(
 ) -> Result<Run> {
     let device = options::device(config)?;
     let sampling = RolloutOptions::of(config)?;
-    StepOptions::of(config, device)?; // an option that is off is told before the long work starts
+    // An option that is off is told before the long work starts.
+    StepOptions::of(config, device)?;
+    Examination::of(config)?;
     let data = data::load(&config.data)?;
     println!("data   {}: {} to train on, {} held out", data.source, data.train.len(), data.test.len());
     algorithm.warnings().iter().for_each(|warning| println!("note   {warning}"));
@@ -259,11 +261,8 @@ fn lora(config: &Config) -> Option<Lora> {
         TargetModules::Named(name) => vec![name.clone()],
         TargetModules::List(names) => names.clone(),
     };
-    (model.lora_rank > 0).then(|| Lora {
-        rank: model.lora_rank as i64,
-        alpha: model.lora_alpha,
-        target_modules,
-    })
+    let lora = Lora { rank: model.lora_rank as i64, alpha: model.lora_alpha, target_modules };
+    (model.lora_rank > 0).then_some(lora)
 }
 
 /// The policy as it is before the first step. Adapters that have learned nothing yet cost no copy.

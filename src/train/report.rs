@@ -281,7 +281,7 @@ impl Run {
         let mut run = Self::open(folder.to_owned(), config, title, of)?;
         for line in lines {
             match line {
-                Event::Step(line) => run.steps.push(line),
+                Event::Step(line) => run.steps.push(*line),
                 Event::Eval(line) => run.evaluations.push(line),
             }
         }
@@ -346,7 +346,7 @@ impl Run {
     /// # Errors
     /// `file` if the folder cannot be written.
     pub fn step(&mut self, line: StepLine, groups: Vec<Group>, health: Vec<String>) -> Result<()> {
-        append(&mut self.metrics, &self.folder.join(METRICS), &Event::Step(line.clone()))?;
+        append(&mut self.metrics, &self.folder.join(METRICS), &Event::Step(Box::new(line.clone())))?;
         for group in &groups {
             append(&mut self.rollouts, &self.folder.join(ROLLOUTS), group)?;
         }
@@ -494,7 +494,7 @@ const ROLLOUTS: &str = "rollouts.jsonl";
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Event {
-    Step(StepLine),
+    Step(Box<StepLine>),
     Eval(EvalLine),
 }
 
