@@ -42,7 +42,7 @@ pub struct Dataset {
 /// The problems that a configuration asks for.
 ///
 /// # Errors
-/// As [`folder`], [`jsonl`], [`parquet`] and [`hub::gsm8k`]; `option` for a level that there is not.
+/// As [`folder`], [`jsonl`], [`parquet()`] and [`hub::gsm8k`]; `option` for a level that there is not.
 pub fn load(data: &config::Data) -> Result<Dataset> {
     let (name, path) = (data.train_files.as_str(), Path::new(&data.train_files));
     let mut dataset = match name.strip_prefix("builtin:") {
