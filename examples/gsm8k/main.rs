@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         print!("{}", config::page());
         return ExitCode::SUCCESS;
     }
+    std::panic::set_hook(Box::new(|_| {})); // what libtorch throws is told in words
     let trained = stop::in_words(|| {
         let config::Read { config, notes } = options.read(std::env::var_os("GSM8K_DIR"))?;
         notes.iter().for_each(|note| println!("note   {note}"));
@@ -93,15 +94,17 @@ pub(crate) fn train(
     let mut run = match resumed {
         None => Run::create(config, &title(config), steps)?,
         Some(folder) => {
-            let step = checkpoint::newest(folder)?.0;
+            let step = if config.trainer.val_only { 0 } else { checkpoint::newest(folder)?.0 };
             Run::resume(folder, config, &title(config), steps, step)?
         }
     };
     println!("page   {}", run.folder().join("index.html").display());
-    if resumed.is_none() && steps > 0 {
-        sft::warm_start(&llm, config, &problems, &sampling, |said| println!("sft    {said}"))?;
-    }
-    let learned = learn(&llm, config, algorithm, &problems, &data.test, &mut run, resumed, stop);
+    let learned = stop::in_words(|| {
+        if resumed.is_none() && steps > 0 {
+            sft::warm_start(&llm, config, &problems, &sampling, |said| println!("sft    {said}"))?;
+        }
+        learn(&llm, config, algorithm, &problems, &data.test, &mut run, resumed, stop)
+    });
     run.end(learned.as_ref().err().map(ToString::to_string).as_deref())?;
     learned?;
     Ok(run)
@@ -135,11 +138,19 @@ fn learn(
     let mut learner = Learner { algorithm, optimizer, critic, draws };
     let saved_reference = reference.as_ref().filter(|_| has_start(config));
     let first = match resumed {
-        Some(folder) => learner.restore(&llm.model, saved_reference, folder)? + 1,
-        None => 1,
+        Some(folder) if steps > 0 => learner.restore(&llm.model, saved_reference, folder)? + 1,
+        _ => 1,
     };
-    if resumed.is_none() && (config.trainer.val_before_train || config.trainer.val_only) {
+    let save = |learner: &Learner, run: &Run, step: usize| {
+        let keep = config.trainer.max_actor_ckpt_to_keep;
+        learner.save(&llm.model, saved_reference, run.folder(), step, keep)
+    };
+    let is_new = resumed.is_none() || config.trainer.val_only;
+    if is_new && (config.trainer.val_before_train || config.trainer.val_only) {
         evaluate(llm, held_out, config, 0, run)?;
+    }
+    if is_new && steps > 0 && has_start(config) && config.trainer.save_freq > 0 {
+        save(&learner, run, 0)?;
     }
     let (mut checked, mut watch) = (false, Watch::default());
 
@@ -196,18 +207,18 @@ fn learn(
         remarks.iter().for_each(|remark| println!("health {remark}"));
         run.step(line, groups, remarks)?;
 
-        let is_last = step == steps || stop.is_asked();
-        if is_last || is_due(step, config.trainer.save_freq) {
-            let keep = config.trainer.max_actor_ckpt_to_keep;
-            learner.save(&llm.model, saved_reference, run.folder(), step, keep)?;
+        if step == steps || is_due(step, config.trainer.test_freq) {
+            evaluate(llm, held_out, config, step, run)?;
         }
-        if stop.is_asked() && step < steps {
+        // Last of all: a run that goes on from here has nothing of this step left to do.
+        let is_cut_short = stop.is_asked() && step < steps;
+        if step == steps || is_cut_short || is_due(step, config.trainer.save_freq) {
+            save(&learner, run, step)?;
+        }
+        if is_cut_short {
             let folder = run.folder().display();
             let what = format!("interrupted after step {step} of {steps}; go on with --resume {folder}");
             return Err(Error::Unsupported { what });
-        }
-        if step == steps || is_due(step, config.trainer.test_freq) {
-            evaluate(llm, held_out, config, step, run)?;
         }
     }
     match config.trainer.val_only {

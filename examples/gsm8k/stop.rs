@@ -38,11 +38,7 @@ impl Stop {
 
 /// Runs `work`; what libtorch throws, a lack of memory above all, comes out as an error of one sentence.
 pub(crate) fn in_words<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let usual = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
-    let result = panic::catch_unwind(AssertUnwindSafe(work));
-    panic::set_hook(usual);
-    result.unwrap_or_else(|thrown| {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|thrown| {
         let text = thrown.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| thrown.downcast_ref::<&str>().copied()).unwrap_or("something unknown");
         let what = match text.contains("out of memory") || text.contains("can't allocate memory") {

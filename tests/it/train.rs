@@ -17,6 +17,7 @@ use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
 use grpo_oracle::train::builtin::{self, Level};
 use grpo_oracle::train::data::{self, Draws, Problem};
+use grpo_oracle::train::evaluate::{Examination, evaluate};
 use grpo_oracle::train::experience::Seen;
 use grpo_oracle::train::hub::{self, Hub};
 use grpo_oracle::train::loss::{LossOptions, Objective};
@@ -661,6 +662,46 @@ fn a_run_that_was_cut_short_goes_on_as_if_it_had_not_been() {
         fs::remove_dir_all(of("whole")).unwrap();
         fs::remove_dir_all(of("cut")).unwrap();
     }
+}
+
+#[test]
+fn a_run_that_diverges_says_so_and_leaves_a_usable_folder() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("run");
+    let line = format!(
+        "--preset tiny sft.total_training_steps=1 trainer.total_training_steps=9 trainer.save_freq=1 trainer.device=cpu \
+         actor_rollout_ref.actor.optim.lr=1e30 trainer.default_local_dir={}",
+        out.display()
+    );
+    let message = example(&line).err().unwrap().to_string();
+    assert!(message.contains("diverged") && !message.contains('\n'), "{message}");
+    let page = fs::read_to_string(out.join("index.html")).unwrap();
+    assert!(page.contains("stopped:") && !page.contains("http-equiv"), "{message}");
+    assert!(!jsonl(&out.join("metrics.jsonl")).is_empty());
+    assert!(out.join("checkpoints/step-000000/tensors.safetensors").is_file());
+}
+
+#[test]
+fn an_evaluation_that_was_cut_short_goes_on() {
+    let llm = tiny(5, Kind::Float);
+    let problems = builtin::problems(Level::Easy, 0).test;
+    let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: None, max_new_tokens: 3, seed: 0 };
+    let examination = Examination { sampling, n: 1, batch: 4 };
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("answers.jsonl");
+    let asked = |file: &Path| evaluate(&llm, &problems, &examination, Some(file)).unwrap();
+    let whole = asked(&file);
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(text.lines().count(), problems.len());
+    fs::write(&file, &text[..text.len() / 2]).unwrap();
+    let again = asked(&file);
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert_eq!((again.accuracy, again.length_mean), (whole.accuracy, whole.length_mean));
+    assert_eq!(again.pass_at, [(1, whole.accuracy)]);
+
+    let others: Vec<Problem> = problems.iter().rev().cloned().collect();
+    let message = evaluate(&llm, &others, &examination, Some(&file)).unwrap_err().to_string();
+    assert!(message.contains("another evaluation"), "{message}");
 }
 
 #[test]
