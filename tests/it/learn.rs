@@ -96,12 +96,13 @@ const ROWS: &[Row] = &[
     .quick(),
     Row::new(
         "GROUP-PPO",
-        "adv_estimator=group_ppo, ppo_epochs=2, lr=5e-4, trainer.critic_warmup=5",
+        "adv_estimator=group_ppo, ppo_epochs=2, lr=5e-4, trainer.critic_warmup=5, trainer.total_training_steps=200",
         |config| {
             config.algorithm.adv_estimator = AdvEstimator::GroupPpo;
             config.actor_rollout_ref.actor.ppo_epochs = 2;
             config.actor_rollout_ref.actor.optim.lr = 5e-4;
             config.trainer.critic_warmup = 5;
+            config.trainer.total_training_steps = Some(200);
         },
     ),
     Row::new(
@@ -191,7 +192,7 @@ fn all_algorithms_learn_with_five_seeds() {
             scope.spawn(|| {
                 while let Some(&(row, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let (first, last) = run(rows[row], seed);
-                    eprintln!("{}, seed {seed}: from {first:.2} to {last:.2}", rows[row].name);
+                    eprintln!("{}, seed {seed}: from {first:.3} to {last:.3}", rows[row].name);
                     done.lock().unwrap().insert((row, seed), (first, last));
                 }
             });
