@@ -67,14 +67,14 @@ const ROWS: &[Row] = &[
             config.reward.overlong_buffer.enable = true;
             config.reward.overlong_buffer.len = 3;
         },
-    )
-    .quick(),
+    ),
     Row::new("compute_new_adv", "keep_pos_ratio=0.7, keep_neg_ratio=0.5, compute_new_adv", |config| {
         config.algorithm.keep_pos_ratio = 0.7;
         config.algorithm.keep_neg_ratio = 0.5;
         config.algorithm.compute_new_adv = true;
     }),
-    Row::new("RLOO", "adv_estimator=rloo", |config| config.algorithm.adv_estimator = AdvEstimator::Rloo),
+    Row::new("RLOO", "adv_estimator=rloo", |config| config.algorithm.adv_estimator = AdvEstimator::Rloo)
+        .quick(),
     Row::new("REINFORCE++", "adv_estimator=reinforce_plus_plus", |config| {
         config.algorithm.adv_estimator = AdvEstimator::ReinforcePlusPlus;
     }),
@@ -92,16 +92,16 @@ const ROWS: &[Row] = &[
         config.actor_rollout_ref.actor.ppo_epochs = 2;
         config.actor_rollout_ref.actor.optim.lr = 5e-4;
         config.trainer.critic_warmup = 5;
-    })
-    .quick(),
+    }),
     Row::new(
         "GROUP-PPO",
-        "adv_estimator=group_ppo, ppo_epochs=2, lr=5e-4, trainer.critic_warmup=5",
+        "adv_estimator=group_ppo, ppo_epochs=2, lr=5e-4, trainer.critic_warmup=5, trainer.total_training_steps=200",
         |config| {
             config.algorithm.adv_estimator = AdvEstimator::GroupPpo;
             config.actor_rollout_ref.actor.ppo_epochs = 2;
             config.actor_rollout_ref.actor.optim.lr = 5e-4;
             config.trainer.critic_warmup = 5;
+            config.trainer.total_training_steps = Some(200);
         },
     ),
     Row::new(
@@ -148,10 +148,11 @@ fn several(config: &mut Config, objective: LossMode) {
 }
 
 /// Mean rewards of the first and of the last tenth of a run's steps.
-fn run(row: &Row, seed: u64) -> (f64, f64) {
+fn run(row: &Row, seed: u64, steps: Option<usize>) -> (f64, f64) {
     let folder = TempDir::new().unwrap();
     let mut config = preset::tiny();
     (row.change)(&mut config);
+    config.trainer.total_training_steps = steps.or(config.trainer.total_training_steps);
     config.data.seed = seed;
     config.trainer.default_local_dir = Some(folder.path().to_owned());
     config.trainer.device = Some("cpu".to_owned());
@@ -172,8 +173,9 @@ fn run(row: &Row, seed: u64) -> (f64, f64) {
 #[test]
 fn a_few_algorithms_learn() {
     for row in ROWS.iter().filter(|row| row.quick) {
-        let (first, last) = run(row, 0);
-        let rises = last - first > MARGIN;
+        // Half a run rises half as far.
+        let (first, last) = run(row, 0, Some(60));
+        let rises = last - first > MARGIN / 2.0;
         assert_eq!(rises, row.spoilt.is_none(), "{}: from {first:.2} to {last:.2}", row.name);
     }
 }
@@ -190,8 +192,8 @@ fn all_algorithms_learn_with_five_seeds() {
         for _ in 0..at_a_time.parse().unwrap_or(1) {
             scope.spawn(|| {
                 while let Some(&(row, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (first, last) = run(rows[row], seed);
-                    eprintln!("{}, seed {seed}: from {first:.2} to {last:.2}", rows[row].name);
+                    let (first, last) = run(rows[row], seed, None);
+                    eprintln!("{}, seed {seed}: from {first:.3} to {last:.3}", rows[row].name);
                     done.lock().unwrap().insert((row, seed), (first, last));
                 }
             });
@@ -220,10 +222,12 @@ fn all_algorithms_learn_with_five_seeds() {
     }
     let page = format!(
         "# Every algorithm learns, and a broken one does not\n\n\
-         Whole runs of `examples/gsm8k` on the preset `tiny` (a model of a hundred thousand weights, sums and\n\
-         differences of digits), {SEEDS} seeds each. Shares of right answers among the sampled responses: the mean of the\n\
-         first and of the last tenth of the steps, then the smallest and the largest rise of the {SEEDS} runs. A run rises if it does so by more than {MARGIN}: every run of an algorithm must, and none of a broken\n\
-         one. Written by `GRPO_ORACLE_LEARN=2 cargo test --features torch --test it learn::all`.\n\n\
+         Whole runs of `examples/gsm8k` on the preset `tiny` (a model of a hundred thousand weights, sums and differences of\n\
+         digits), {SEEDS} seeds each. Shares of right answers among all sampled responses: the mean of the first and of the last tenth\n\
+         of the steps, then the smallest and the largest rise of the {SEEDS} runs. A run rises if it does so by more than {MARGIN}: every run\n\
+         of an algorithm must, and none of a broken one. A shifted mask leaves the answer's first token, which decides, out of the\n\
+         loss; what rises all the same is the repetition of the result behind the mark.\n\n\
+         Written by `GRPO_ORACLE_LEARN=2 cargo test --features torch --test it learn::all`.\n\n\
          | algorithm | changed in the preset | first | last | least rise | largest rise |\n|---|---|---|---|---|---|\n\
          {table}"
     );
