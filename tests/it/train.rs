@@ -669,8 +669,8 @@ fn a_run_that_diverges_says_so_and_leaves_a_usable_folder() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("run");
     let line = format!(
-        "--preset tiny sft.total_training_steps=1 trainer.total_training_steps=9 trainer.save_freq=1 trainer.device=cpu \
-         actor_rollout_ref.actor.optim.lr=1e30 trainer.default_local_dir={}",
+        "--preset tiny sft.total_training_steps=1 trainer.total_training_steps=9 trainer.save_freq=1 trainer.max_actor_ckpt_to_keep=null \
+         trainer.device=cpu actor_rollout_ref.actor.optim.lr=1e30 trainer.default_local_dir={}",
         out.display()
     );
     let message = example(&line).err().unwrap().to_string();
