@@ -30,7 +30,7 @@ use grpo_oracle::train::rollout::{self, RolloutOptions};
 use grpo_oracle::train::step::{self, StepMetrics, StepOptions};
 use grpo_oracle::train::{prompt, sft, tiny};
 use grpo_oracle::{Error, Result};
-use tch::{Device, Kind};
+use tch::Device;
 
 use options::Options;
 use stop::Stop;
@@ -259,7 +259,7 @@ fn load(config: &Config, device: Device) -> Result<Llm> {
     match path.as_str() {
         tiny::PATH => {
             tch::set_num_threads(1); // to share out products this small costs more than they do
-            tiny::llm(config.data.seed, device, Kind::Float)
+            tiny::llm(config.data.seed, device, options::kind(config))
         }
         path => Llm::load(path.as_ref(), device, options::kind(config)),
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use crate::python;
 use grpo_oracle::hub::{self, Hub};
 use grpo_oracle::llm::{Llm, Lora, Message, Model, Role, Sampling, generate};
 use grpo_oracle::options;
@@ -98,12 +99,7 @@ fn only_what_was_saved_here_is_replaced() {
 /// Runs tests/python/check_saved.py where there is a Python with transformers.
 #[test]
 fn transformers_loads_what_was_saved() {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let found = Command::new(&python).args(["-c", "import transformers"]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
-        println!("{python} has no transformers: what was saved was not loaded there");
-        return;
-    }
+    let Some(python) = python::with("transformers") else { return };
     let own = TempDir::new().unwrap();
     let folder = std::env::var_os("SAVED_MODELS").map_or(own.path().to_owned(), PathBuf::from);
     fs::create_dir_all(&folder).unwrap();
@@ -125,7 +121,7 @@ fn transformers_loads_what_was_saved() {
         describe(&llm, &folder, &adapters, 2e-5, extra);
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_saved.py");
-    let output = Command::new(&python).arg(script).arg(&folder).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    let output = Command::new(python).arg(script).arg(&folder).env("HF_HUB_OFFLINE", "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}");
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));

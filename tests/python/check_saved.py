@@ -5,9 +5,9 @@
 FOLDER holds saved models, each NAME beside NAME.expected.json (tokens, attention mask, chats and their ids, the
 adapters' folder if there is one) and NAME.expected.safetensors (the logits that the Rust code gives). Prints the largest
 difference of each and exits with 1 where one is too large. The test models::transformers_loads_what_was_saved writes
-such a folder, keeps it where SAVED_MODELS says, and runs this if it finds transformers (in PYTHON, or python3):
+such a folder, keeps it where SAVED_MODELS says, and runs this if it finds transformers (see requirements.txt):
 
-    PYTHON=/tmp/hf/bin/python cargo test --features torch --test it models::transformers -- --nocapture
+    cargo test --features torch --test it models::transformers -- --nocapture
 """
 
 import json
