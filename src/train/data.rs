@@ -128,7 +128,8 @@ pub fn jsonl(path: &Path) -> Result<Vec<Problem>> {
     not_empty(problems, path)
 }
 
-/// One Parquet file of problems with the text columns `question` and `answer`, as the hub holds GSM8K.
+/// One Parquet file of problems with the text columns `question` and `answer`, as the hub holds GSM8K, or with these two
+/// within `extra_info`, as verl prepares it.
 ///
 /// # Errors
 /// `file` if the file cannot be read or holds no problem, and with the row's number if a row is not a problem.
@@ -195,6 +196,12 @@ fn order(length: usize, seed: u64) -> Vec<usize> {
 }
 
 fn problem(row: &Row) -> Result<Problem, String> {
+    // verl's preparation of GSM8K keeps what was published in a column of columns.
+    let published = row.get_column_iter().find_map(|(name, field)| match field {
+        Field::Group(inner) if name == "extra_info" => Some(inner),
+        _ => None,
+    });
+    let row = published.unwrap_or(row);
     let text = |wanted: &str| match row.get_column_iter().find(|(name, _)| name.as_str() == wanted) {
         Some((_, Field::Str(text))) => Ok(text.clone()),
         Some(_) => Err(format!("`{wanted}` is not text")),

@@ -16,6 +16,7 @@ use grpo_oracle::options::{
 use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
 use grpo_oracle::train::builtin::{self, Level};
+use grpo_oracle::train::config;
 use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{Examination, evaluate};
 use grpo_oracle::train::experience::Seen;
@@ -452,6 +453,20 @@ fn every_problem_comes_once_before_any_comes_again() {
     assert_ne!(drawn[..problems.len()], drawn[problems.len()..2 * problems.len()]);
     assert_ne!(drawn[..4], draw(1, Some(10)));
     assert_eq!(draw(2, None), problems[..8]);
+}
+
+#[test]
+fn verls_preparation_of_gsm8k_is_read() {
+    let problems = builtin::problems(Level::Easy, 0).test;
+    let schema = "message schema { required group extra_info {
+        required binary question (UTF8); required binary answer (UTF8); } }";
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("train.parquet");
+    fs::write(&file, parquet_of(schema, &problems)).unwrap();
+    let name = file.display().to_string();
+    let config = config::Data { train_files: name.clone(), val_files: Some(name), ..config::Data::default() };
+    let data = data::load(&config).unwrap();
+    assert_eq!((&data.train, &data.test), (&problems, &problems));
 }
 
 #[test]
@@ -914,7 +929,11 @@ fn jsonl(path: &Path) -> Vec<Value> {
 
 /// A Parquet file with the hub's two columns.
 fn parquet(problems: &[Problem]) -> Vec<u8> {
-    let schema = "message schema { required binary question (UTF8); required binary answer (UTF8); }";
+    parquet_of("message schema { required binary question (UTF8); required binary answer (UTF8); }", problems)
+}
+
+/// The same under another schema with a question and an answer.
+fn parquet_of(schema: &str, problems: &[Problem]) -> Vec<u8> {
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let mut file = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut file, schema, Default::default()).unwrap();
