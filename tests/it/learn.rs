@@ -7,14 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use grpo_oracle::options::{KlControllerType, LossAggMode};
 use grpo_oracle::train::algorithm::{Algorithm, Spoilt};
-use grpo_oracle::train::config::{AdvEstimator, Config, LossMode, preset};
+use grpo_oracle::train::config::{preset, read};
 use tempfile::TempDir;
 
 use crate::train::gsm8k::{self, stop::Stop};
@@ -26,17 +25,16 @@ const SEEDS: u64 = 5;
 /// A run of the tiny preset with something changed.
 struct Row {
     name: &'static str,
-    /// What is changed, as it is written on a command line.
-    says: &'static str,
-    change: fn(&mut Config),
+    /// What is changed, as on a command line.
+    arguments: &'static str,
     spoilt: Option<Spoilt>,
     /// Whether an ordinary test run asks it, too.
     quick: bool,
 }
 
 impl Row {
-    const fn new(name: &'static str, says: &'static str, change: fn(&mut Config)) -> Self {
-        Self { name, says, change, spoilt: None, quick: false }
+    const fn new(name: &'static str, arguments: &'static str) -> Self {
+        Self { name, arguments, spoilt: None, quick: false }
     }
 
     const fn quick(self) -> Self {
@@ -46,112 +44,92 @@ impl Row {
     const fn spoilt(self, how: Spoilt) -> Self {
         Self { spoilt: Some(how), ..self }
     }
+
+    /// How its line of the table begins.
+    fn heading(&self) -> String {
+        let arguments =
+            if self.arguments.is_empty() { String::new() } else { format!("`{}`", self.arguments) };
+        format!("| {} | {arguments} |", self.name)
+    }
 }
 
+/// The objectives with a ratio of their own take two optimiser steps a rollout: the second is off-policy.
 const ROWS: &[Row] = &[
-    Row::new("GRPO", "the preset itself", |_| {}).quick(),
+    Row::new("GRPO", "").quick(),
     Row::new(
         "Dr. GRPO",
-        "algorithm.norm_adv_by_std_in_grpo=false, loss_agg_mode=seq-mean-token-sum-norm",
-        |config| {
-            config.algorithm.norm_adv_by_std_in_grpo = false;
-            config.actor_rollout_ref.actor.loss_agg_mode = LossAggMode::SeqMeanTokenSumNorm;
-        },
+        "algorithm.norm_adv_by_std_in_grpo=False \
+         actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm",
     ),
     Row::new(
         "DAPO",
-        "algorithm.filter_groups.enable, clip_ratio_high=0.28, token-mean, reward.overlong_buffer",
-        |config| {
-            config.algorithm.filter_groups.enable = true;
-            config.actor_rollout_ref.actor.clip_ratio_high = Some(0.28);
-            config.reward.overlong_buffer.enable = true;
-            config.reward.overlong_buffer.len = 3;
-        },
+        "algorithm.filter_groups.enable=True actor_rollout_ref.actor.clip_ratio_high=0.28 \
+         reward.overlong_buffer.enable=True reward.overlong_buffer.len=3",
     ),
-    Row::new("compute_new_adv", "keep_pos_ratio=0.7, keep_neg_ratio=0.5, compute_new_adv", |config| {
-        config.algorithm.keep_pos_ratio = 0.7;
-        config.algorithm.keep_neg_ratio = 0.5;
-        config.algorithm.compute_new_adv = true;
-    }),
-    Row::new("RLOO", "adv_estimator=rloo", |config| config.algorithm.adv_estimator = AdvEstimator::Rloo)
-        .quick(),
-    Row::new("REINFORCE++", "adv_estimator=reinforce_plus_plus", |config| {
-        config.algorithm.adv_estimator = AdvEstimator::ReinforcePlusPlus;
-    }),
-    Row::new("REINFORCE++ baseline", "adv_estimator=reinforce_plus_plus_baseline", |config| {
-        config.algorithm.adv_estimator = AdvEstimator::ReinforcePlusPlusBaseline;
-    }),
-    Row::new("ReMax", "adv_estimator=remax", |config| config.algorithm.adv_estimator = AdvEstimator::Remax),
-    Row::new("OPO", "adv_estimator=opo", |config| config.algorithm.adv_estimator = AdvEstimator::Opo),
-    Row::new("GPG", "adv_estimator=gpg, loss_mode=gpg", |config| {
-        config.algorithm.adv_estimator = AdvEstimator::Gpg;
-        config.actor_rollout_ref.actor.policy_loss.loss_mode = LossMode::Gpg;
-    }),
-    Row::new("PPO", "adv_estimator=gae, ppo_epochs=2, lr=5e-4, trainer.critic_warmup=5", |config| {
-        config.algorithm.adv_estimator = AdvEstimator::Gae;
-        config.actor_rollout_ref.actor.ppo_epochs = 2;
-        config.actor_rollout_ref.actor.optim.lr = 5e-4;
-        config.trainer.critic_warmup = 5;
-    }),
+    Row::new(
+        "compute_new_adv",
+        "algorithm.keep_pos_ratio=0.7 algorithm.keep_neg_ratio=0.5 \
+         algorithm.compute_new_adv=True",
+    ),
+    Row::new("RLOO", "algorithm.adv_estimator=rloo").quick(),
+    Row::new("REINFORCE++", "algorithm.adv_estimator=reinforce_plus_plus"),
+    Row::new("REINFORCE++ baseline", "algorithm.adv_estimator=reinforce_plus_plus_baseline"),
+    Row::new("ReMax", "algorithm.adv_estimator=remax"),
+    Row::new("OPO", "algorithm.adv_estimator=opo"),
+    Row::new("GPG", "algorithm.adv_estimator=gpg actor_rollout_ref.actor.policy_loss.loss_mode=gpg"),
+    Row::new(
+        "PPO",
+        "algorithm.adv_estimator=gae actor_rollout_ref.actor.ppo_epochs=2 \
+         actor_rollout_ref.actor.optim.lr=5e-4 trainer.critic_warmup=5",
+    ),
     Row::new(
         "GROUP-PPO",
-        "adv_estimator=group_ppo, ppo_epochs=2, lr=5e-4, trainer.critic_warmup=5, trainer.total_training_steps=200",
-        |config| {
-            config.algorithm.adv_estimator = AdvEstimator::GroupPpo;
-            config.actor_rollout_ref.actor.ppo_epochs = 2;
-            config.actor_rollout_ref.actor.optim.lr = 5e-4;
-            config.trainer.critic_warmup = 5;
-            config.trainer.total_training_steps = Some(200);
-        },
+        "algorithm.adv_estimator=group_ppo actor_rollout_ref.actor.ppo_epochs=2 \
+         actor_rollout_ref.actor.optim.lr=5e-4 trainer.critic_warmup=5 \
+         trainer.total_training_steps=200",
     ),
     Row::new(
         "GSPO",
-        "loss_mode=gspo, clip_ratio=0.05, seq-mean-token-mean, ppo_mini_batch_size=4, lr=5e-4",
-        |config| {
-            several(config, LossMode::Gspo);
-            config.actor_rollout_ref.actor.clip_ratio = 0.05;
-            config.actor_rollout_ref.actor.loss_agg_mode = LossAggMode::SeqMeanTokenMean;
-        },
+        "actor_rollout_ref.actor.policy_loss.loss_mode=gspo \
+         actor_rollout_ref.actor.clip_ratio=0.05 \
+         actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean \
+         actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.actor.optim.lr=5e-4",
     ),
-    Row::new("CISPO", "loss_mode=cispo, ppo_mini_batch_size=4, lr=5e-4", |config| {
-        several(config, LossMode::Cispo)
-    }),
-    Row::new("GMPO", "loss_mode=geo_mean, clip_ratio=0.4, ppo_mini_batch_size=4, lr=5e-4", |config| {
-        several(config, LossMode::GeoMean);
-        config.actor_rollout_ref.actor.clip_ratio = 0.4;
-    }),
-    Row::new("SAPO", "loss_mode=sapo, ppo_mini_batch_size=4, lr=5e-4", |config| {
-        several(config, LossMode::Sapo)
-    }),
-    Row::new("GRPO, KL in the loss", "use_kl_loss, kl_loss_coef=0.01, entropy_coeff=0.001", |config| {
-        config.actor_rollout_ref.actor.use_kl_loss = true;
-        config.actor_rollout_ref.actor.kl_loss_coef = 0.01;
-        config.actor_rollout_ref.actor.entropy_coeff = 0.001;
-    }),
-    Row::new("GRPO, KL in the reward", "use_kl_in_reward, kl_ctrl.type=adaptive", |config| {
-        config.algorithm.use_kl_in_reward = true;
-        config.algorithm.kl_ctrl.kind = KlControllerType::Adaptive;
-        config.algorithm.kl_ctrl.kl_coef = 0.01;
-    }),
-    Row::new("broken: advantages flipped", "GRPO with the wrong sign", |_| {})
-        .spoilt(Spoilt::FlippedAdvantages)
-        .quick(),
-    Row::new("broken: mask shifted", "GRPO with the loss's mask one token late", |_| {})
-        .spoilt(Spoilt::ShiftedMask),
+    Row::new(
+        "CISPO",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=cispo \
+         actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.actor.optim.lr=5e-4",
+    ),
+    Row::new(
+        "GMPO",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean \
+         actor_rollout_ref.actor.clip_ratio=0.4 actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+         actor_rollout_ref.actor.optim.lr=5e-4",
+    ),
+    Row::new(
+        "SAPO",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=sapo \
+         actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.actor.optim.lr=5e-4",
+    ),
+    Row::new(
+        "GRPO, KL in the loss",
+        "actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.01 \
+         actor_rollout_ref.actor.entropy_coeff=0.001",
+    ),
+    Row::new(
+        "GRPO, KL in the reward",
+        "algorithm.use_kl_in_reward=True algorithm.kl_ctrl.type=adaptive \
+         algorithm.kl_ctrl.kl_coef=0.01",
+    ),
+    Row::new("broken: advantages flipped", "").spoilt(Spoilt::FlippedAdvantages).quick(),
+    Row::new("broken: mask shifted", "").spoilt(Spoilt::ShiftedMask),
 ];
-
-/// Two optimiser steps of half the size a rollout: the second is off-policy, and the ratio has something to say.
-fn several(config: &mut Config, objective: LossMode) {
-    config.actor_rollout_ref.actor.policy_loss.loss_mode = objective;
-    config.actor_rollout_ref.actor.ppo_mini_batch_size = Some(4);
-    config.actor_rollout_ref.actor.optim.lr = 5e-4;
-}
 
 /// Mean rewards of the first and of the last tenth of a run's steps.
 fn run(row: &Row, seed: u64, steps: Option<usize>) -> (f64, f64) {
     let folder = TempDir::new().unwrap();
-    let mut config = preset::tiny();
-    (row.change)(&mut config);
+    let arguments: Vec<String> = row.arguments.split_whitespace().map(str::to_owned).collect();
+    let mut config = read(preset::tiny(), None, &arguments).unwrap().config;
     config.trainer.total_training_steps = steps.or(config.trainer.total_training_steps);
     config.data.seed = seed;
     config.trainer.default_local_dir = Some(folder.path().to_owned());
@@ -178,6 +156,22 @@ fn a_few_algorithms_learn() {
         let rises = last - first > MARGIN / 2.0;
         assert_eq!(rises, row.spoilt.is_none(), "{}: from {first:.2} to {last:.2}", row.name);
     }
+}
+
+#[test]
+fn the_page_has_a_line_for_every_row() {
+    let page = std::fs::read_to_string(page()).unwrap();
+    let headings: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert_eq!(headings.len(), ROWS.len());
+    for (row, line) in ROWS.iter().zip(headings) {
+        assert!(line.starts_with(&row.heading()), "{}", row.name);
+        let arguments: Vec<String> = row.arguments.split_whitespace().map(str::to_owned).collect();
+        assert!(read(preset::tiny(), None, &arguments).unwrap().notes.is_empty(), "{}", row.name);
+    }
+}
+
+fn page() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/learning.md")
 }
 
 #[test]
@@ -208,9 +202,8 @@ fn all_algorithms_learn_with_five_seeds() {
         let (least, most) = rises.iter().fold((f64::MAX, f64::MIN), |(a, b), &r| (a.min(r), b.max(r)));
         writeln!(
             table,
-            "| {} | {} | {:.2} | {:.2} | {least:+.2} | {most:+.2} |",
-            row.name,
-            row.says,
+            "{} {:.2} | {:.2} | {least:+.2} | {most:+.2} |",
+            row.heading(),
             mean(|run| run.0),
             mean(|run| run.1)
         )
@@ -220,7 +213,7 @@ fn all_algorithms_learn_with_five_seeds() {
             wrong.push(format!("{}: {rises:.2?}", row.name));
         }
     }
-    let page = format!(
+    let text = format!(
         "# Every algorithm learns, and a broken one does not\n\n\
          Whole runs of `examples/gsm8k` on the preset `tiny` (a model of a hundred thousand weights, sums and differences of\n\
          digits), {SEEDS} seeds each. Shares of right answers among all sampled responses: the mean of the first and of the last tenth\n\
@@ -228,12 +221,11 @@ fn all_algorithms_learn_with_five_seeds() {
          of an algorithm must, and none of a broken one. A shifted mask leaves the answer's first token, which decides, out of the\n\
          loss; what rises all the same is the repetition of the result behind the mark.\n\n\
          Written by `GRPO_ORACLE_LEARN=2 cargo test --features torch --test it learn::all`.\n\n\
-         | algorithm | changed in the preset | first | last | least rise | largest rise |\n|---|---|---|---|---|---|\n\
+         | algorithm | beside `--preset tiny` | first | last | least rise | largest rise |\n|---|---|---|---|---|---|\n\
          {table}"
     );
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/learning.md");
     if wanted.is_empty() {
-        std::fs::write(path, page).unwrap();
+        std::fs::write(self::page(), text).unwrap();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
