@@ -80,7 +80,7 @@ pub(crate) fn train(
     let problems = prompt::within(&llm.tokenizer, data.train, longest, config.data.filter_overlong_prompts)?;
     prompt::fit(&llm, &problems, sampling.sampling.max_new_tokens)?;
     prompt::fit(&llm, &data.test, sampling.sampling.max_new_tokens)?;
-    let steps = if config.trainer.val_only { 0 } else { steps(config, problems.len()) };
+    let steps = steps(config, problems.len());
     println!(
         "run    {steps} steps of {} problems x {} responses of at most {} tokens",
         sampling.problems, sampling.n, sampling.sampling.max_new_tokens
@@ -94,7 +94,7 @@ pub(crate) fn train(
     let mut run = match resumed {
         None => Run::create(config, &title(config), steps)?,
         Some(folder) => {
-            let step = if config.trainer.val_only { 0 } else { checkpoint::newest(folder)?.0 };
+            let step = if config.trainer.val_only { 0 } else { checkpoint::newest_step(folder)? };
             Run::resume(folder, config, &title(config), steps, step)?
         }
     };
@@ -123,7 +123,7 @@ fn learn(
     resumed: Option<&Path>,
     stop: &Stop,
 ) -> Result<()> {
-    let steps = if config.trainer.val_only { 0 } else { steps(config, problems.len()) };
+    let steps = steps(config, problems.len());
     let (sampling, updating) = (RolloutOptions::of(config)?, StepOptions::of(config, llm.model.device())?);
     let actor = &config.actor_rollout_ref.actor;
     let reference = algorithm.needs_reference().then(|| reference(&llm.model, config));
@@ -289,8 +289,11 @@ fn has_start(config: &Config) -> bool {
     config.sft.total_epochs > 0 || config.sft.expert_iterations > 0
 }
 
-/// The number of steps that was asked for, or that goes through the problems often enough.
+/// The number of steps that was asked for, or that goes through the problems often enough; 0 for an evaluation alone.
 fn steps(config: &Config, problems: usize) -> usize {
+    if config.trainer.val_only {
+        return 0;
+    }
     let of_epochs = config.trainer.total_epochs * (problems / config.data.train_batch_size).max(1);
     config.trainer.total_training_steps.unwrap_or(of_epochs)
 }

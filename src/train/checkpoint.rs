@@ -183,14 +183,25 @@ pub fn save(run: &Path, step: usize, state: &State, keep: Option<usize>) -> Resu
     Ok(folder)
 }
 
+/// The step of the newest checkpoint of a run.
+///
+/// # Errors
+/// `file` if there is none.
+pub fn newest_step(run: &Path) -> Result<usize> {
+    Ok(newest_folder(run)?.0)
+}
+
+fn newest_folder(run: &Path) -> Result<(usize, PathBuf)> {
+    let none = || Error::file(run, "holds no checkpoint to go on from; see trainer.save_freq");
+    steps(run)?.pop().ok_or_else(none)
+}
+
 /// The newest checkpoint of a run: its step and its state.
 ///
 /// # Errors
 /// `file` if there is none, or it cannot be read.
 pub fn newest(run: &Path) -> Result<(usize, State)> {
-    let Some((step, folder)) = steps(run)?.pop() else {
-        return Err(Error::file(run, "holds no checkpoint to go on from; see trainer.save_freq"));
-    };
+    let (step, folder) = newest_folder(run)?;
     let (tensors, values) = (folder.join("tensors.safetensors"), folder.join("values.json"));
     let read = Tensor::read_safetensors(&tensors)
         .map_err(|error| Error::file(&tensors, format!("cannot be read ({error})")))?;

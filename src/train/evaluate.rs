@@ -1,7 +1,6 @@
 //! How many held-out problems are solved: greedily, or in one of several samples (pass@k).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::config::Config;
 use super::data::Problem;
-use super::{progress, prompt, rollout};
+use super::{lines, progress, prompt, rollout};
 use crate::llm::{Llm, Sampling};
 use crate::options::{Gsm8k, PassAtK};
 use crate::torch::{metrics, reward};
@@ -115,9 +114,7 @@ pub fn evaluate(
         for (&problem, responses) in part.iter().zip(generation.tokens.chunks(*n)) {
             let line = judged(llm, problem, &problems[problem], responses)?;
             if let (Some(out), Some(path)) = (&mut out, file) {
-                let text =
-                    format!("{}\n", serde_json::to_string(&line).map_err(|error| Error::file(path, error))?);
-                out.write_all(text.as_bytes()).map_err(|error| Error::file(path, error))?;
+                lines::append(out, path, &line)?;
             }
             answered.push(line);
         }
@@ -183,15 +180,8 @@ fn read(path: &Path, problems: &[Problem], n: usize) -> Result<Vec<Answered>> {
 
 /// The file with what was read of it and nothing behind that, to be written on.
 fn open(path: &Path, answered: &[Answered]) -> Result<File> {
-    let at = |error: &dyn std::fmt::Display| Error::file(path, error.to_string());
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| at(&error))?;
+        fs::create_dir_all(folder).map_err(|error| Error::file(path, error))?;
     }
-    let mut text = String::new();
-    for line in answered {
-        text += &serde_json::to_string(line).map_err(|error| at(&error))?;
-        text.push('\n');
-    }
-    crate::file::replace(path, text)?;
-    OpenOptions::new().append(true).open(path).map_err(|error| at(&error))
+    lines::start(path, answered)
 }

@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod experience;
 pub mod health;
 pub mod hub;
+mod lines;
 pub mod loss;
 pub mod optim;
 pub mod page;

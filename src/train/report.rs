@@ -1,8 +1,7 @@
 //! The record of a run: one folder with the configuration, a line of figures a step, rollouts to read, the curves, and the
 //! page that shows them.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,12 +17,12 @@ use tch::{Kind, Tensor};
 use super::algorithm::Figures;
 use super::config::Config;
 use super::critic::CriticMetrics;
-use super::curves;
 use super::evaluate::Evaluation;
 use super::page::{self, Chart, Group, Page, Response, State};
 use super::rollout::Rollout;
 use super::step::StepMetrics;
 use super::tensorboard::Events;
+use super::{curves, lines};
 use crate::file::replace;
 use crate::llm::Tokenizer;
 use crate::{Error, Result};
@@ -261,9 +260,8 @@ impl Run {
         let mut text = serde_json::to_string_pretty(config).map_err(|error| Error::file(&folder, error))?;
         text.push('\n');
         replace(&folder.join(CONFIG), text)?;
-        replace(&folder.join(METRICS), "")?;
-        replace(&folder.join(ROLLOUTS), "")?;
-        Self::open(folder, config, title, of)
+        let none: [Event; 0] = [];
+        Self::open(folder, config, title, of, (&none, &[]))
     }
 
     /// Opens the folder of a run that goes on after `step`; what it recorded of later steps is taken away.
@@ -276,9 +274,7 @@ impl Run {
         let lines: Vec<Event> = lines.into_iter().filter(|line| line.step() <= step).collect();
         let groups: Vec<Group> = records(&rollouts)?;
         let groups: Vec<Group> = groups.into_iter().filter(|group| group.step <= step).collect();
-        rewrite(&metrics, &lines)?;
-        rewrite(&rollouts, &groups)?;
-        let mut run = Self::open(folder.to_owned(), config, title, of)?;
+        let mut run = Self::open(folder.to_owned(), config, title, of, (&lines, &groups))?;
         for line in lines {
             match line {
                 Event::Step(line) => run.steps.push(*line),
@@ -289,7 +285,14 @@ impl Run {
         Ok(run)
     }
 
-    fn open(folder: PathBuf, config: &Config, title: &str, of: usize) -> Result<Self> {
+    /// The folder, of whose records these are kept.
+    fn open(
+        folder: PathBuf,
+        config: &Config,
+        title: &str,
+        of: usize,
+        (lines, groups): (&[Event], &[Group]),
+    ) -> Result<Self> {
         let writes_events = config.trainer.logger.iter().any(|name| name == "tensorboard");
         let events = || Events::create(&folder.join("tensorboard"));
         let algorithm = &config.algorithm;
@@ -307,8 +310,8 @@ impl Run {
             title: title.to_owned(),
             facts: facts.map(|(name, value)| (name.to_owned(), value)).to_vec(),
             of,
-            metrics: appended(&folder.join(METRICS))?,
-            rollouts: appended(&folder.join(ROLLOUTS))?,
+            metrics: lines::start(&folder.join(METRICS), lines)?,
+            rollouts: lines::start(&folder.join(ROLLOUTS), groups)?,
             events: writes_events.then(events).transpose()?,
             steps: Vec::new(),
             evaluations: Vec::new(),
@@ -346,9 +349,9 @@ impl Run {
     /// # Errors
     /// `file` if the folder cannot be written.
     pub fn step(&mut self, line: StepLine, groups: Vec<Group>, health: Vec<String>) -> Result<()> {
-        append(&mut self.metrics, &self.folder.join(METRICS), &Event::Step(Box::new(line.clone())))?;
+        lines::append(&mut self.metrics, &self.folder.join(METRICS), &Event::Step(Box::new(line.clone())))?;
         for group in &groups {
-            append(&mut self.rollouts, &self.folder.join(ROLLOUTS), group)?;
+            lines::append(&mut self.rollouts, &self.folder.join(ROLLOUTS), group)?;
         }
         self.scalars("train", line.step, &line)?;
         self.steps.push(line);
@@ -365,7 +368,7 @@ impl Run {
     /// # Errors
     /// `file` if the folder cannot be written.
     pub fn evaluation(&mut self, line: EvalLine) -> Result<()> {
-        append(&mut self.metrics, &self.folder.join(METRICS), &Event::Eval(line.clone()))?;
+        lines::append(&mut self.metrics, &self.folder.join(METRICS), &Event::Eval(line.clone()))?;
         self.scalars("eval", line.step, &line)?;
         self.evaluations.push(line);
         self.draw(self.running())
@@ -507,10 +510,6 @@ impl Event {
     }
 }
 
-fn appended(path: &Path) -> Result<File> {
-    OpenOptions::new().append(true).open(path).map_err(|error| Error::file(path, error))
-}
-
 /// The whole lines of a file; the last one may have been cut short.
 fn records<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = fs::read_to_string(path).map_err(|error| Error::file(path, error))?;
@@ -526,20 +525,4 @@ fn records<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         }
     }
     Ok(records)
-}
-
-fn rewrite(path: &Path, lines: &[impl Serialize]) -> Result<()> {
-    let mut text = String::new();
-    for line in lines {
-        text += &serde_json::to_string(line).map_err(|error| Error::file(path, error))?;
-        text.push('\n');
-    }
-    replace(path, text)
-}
-
-fn append(file: &mut File, path: &Path, line: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string(line).map_err(|error| Error::file(path, error))?;
-    text.push('\n');
-    // One write a line: whoever reads along never sees half of one.
-    file.write_all(text.as_bytes()).map_err(|error| Error::file(path, error))
 }

@@ -41,6 +41,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 #[path = "../../examples/gsm8k/main.rs"]
 pub(crate) mod gsm8k;
 
+use crate::laws::aggregate::MODES;
 use gsm8k::options::Options;
 use gsm8k::stop::Stop;
 
@@ -58,14 +59,6 @@ pub(crate) fn objectives() -> Vec<Objective> {
         Objective::Sapo(Sapo::verl()),
     ]
 }
-
-const MODES: [LossAggMode; 5] = [
-    LossAggMode::TokenMean,
-    LossAggMode::TokenSum,
-    LossAggMode::SeqMeanTokenSum,
-    LossAggMode::SeqMeanTokenMean,
-    LossAggMode::SeqMeanTokenSumNorm,
-];
 
 #[test]
 fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {

@@ -6,7 +6,8 @@ use ndarray::{Array1, Array2};
 
 use super::{Unit, hold};
 
-const MODES: [LossAggMode; 5] = [
+/// Every mode there is.
+pub(crate) const MODES: [LossAggMode; 5] = [
     LossAggMode::TokenMean,
     LossAggMode::TokenSum,
     LossAggMode::SeqMeanTokenSum,

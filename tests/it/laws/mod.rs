@@ -1,7 +1,7 @@
 //! Laws of the formulas, on random input: what must hold whatever the numbers are.
 
 mod advantage;
-mod aggregate;
+pub(crate) mod aggregate;
 mod filter;
 mod gae;
 mod group_ppo;
