@@ -48,8 +48,12 @@ pub(super) struct Domains {
 }
 
 impl Domains {
-    /// The largest domains that have no more questions than this between them.
-    pub(super) fn of(formula: &'static Formula64, wanted: u64) -> Self {
+    /// The largest domains that have no more questions than this between them, of the choices of options that are kept.
+    pub(super) fn of(
+        formula: &'static Formula64,
+        wanted: u64,
+        is_kept: impl Fn(&Map<String, Value>) -> bool,
+    ) -> Self {
         let is_per_token = |input: &Input| input.role == Role::Advantage && input.axes.len() == 2;
         let per_sequence: &[bool] =
             if formula.inputs.iter().any(is_per_token) { &[false, true] } else { &[false] };
@@ -67,21 +71,32 @@ impl Domains {
         // What the largest shapes have no use for is the smaller ones'.
         while let Some((sizes, per_sequence)) = shapes.pop() {
             let mut share = left / (shapes.len() as u64 + 1);
-            let mut take = |changed, fineness, share: &mut u64| {
+            let mut take = |options: &Vec<_>, fineness, share: &mut u64| {
                 let of_input = |input: &Input| {
                     (grid::shape(input, sizes, per_sequence), grid::values(input.role, sizes, fineness))
                 };
                 let inputs: Vec<_> = formula.inputs.iter().map(of_input).collect();
-                let Some(count) = count(formula, &inputs, changed).filter(|count| *count <= *share) else {
+                let Some(count) = count(formula, &inputs, options.len()).filter(|count| *count <= *share)
+                else {
                     return false;
                 };
-                domains.push(Domain { formula, options: choices(formula, changed), inputs, count });
+                domains.push(Domain { formula, options: options.clone(), inputs, count });
                 (*share, left) = (*share - count, left - count);
                 true
             };
+            let kept = |changed, share| {
+                let is_few = ways(formula, changed).is_some_and(|ways| ways <= share);
+                is_few.then(|| choices(formula, changed).into_iter().filter(&is_kept).collect::<Vec<_>>())
+            };
             let (mut finest, mut most_changed) = (1, 0);
             for changed in (0..=formula.options.len()).rev() {
-                let taken = (finest + 1..=FINEST).rev().find(|&fineness| take(changed, fineness, &mut share));
+                let options = kept(changed, share);
+                if options.as_ref().is_some_and(Vec::is_empty) {
+                    break; // nor is any kept of fewer
+                }
+                let taken = options.and_then(|options| {
+                    (finest + 1..=FINEST).rev().find(|&fineness| take(&options, fineness, &mut share))
+                });
                 is_whole &= changed < formula.options.len() || taken == Some(FINEST);
                 if let Some(fineness) = taken {
                     (finest, most_changed) = (fineness, most_changed.max(changed));
@@ -89,7 +104,8 @@ impl Domains {
             }
             // Where options are many they are at least all tried, on one value.
             if most_changed == 0 {
-                _ = (1..=formula.options.len()).rev().find(|&changed| take(changed, 1, &mut share));
+                let mut take_one = |changed| kept(changed, share).is_some_and(|o| take(&o, 1, &mut share));
+                _ = (1..=formula.options.len()).rev().find(|&changed| take_one(changed));
             }
         }
         Self { domains, is_whole }
@@ -178,10 +194,10 @@ fn is_in_order(labels: &[usize]) -> bool {
     })
 }
 
-/// How many questions there are at most; `None` if they cannot be counted.
-fn count(formula: &Formula64, inputs: &[(Vec<usize>, Data)], changed: usize) -> Option<u64> {
+/// How many questions there are at most, with so many choices of options; `None` if they cannot be counted.
+fn count(formula: &Formula64, inputs: &[(Vec<usize>, Data)], options: usize) -> Option<u64> {
     let is_optional = formula.inputs.iter().any(|input| input.needed == Needed::Optional);
-    let start = ways(formula, changed)?.checked_mul(if is_optional { 2 } else { 1 })?;
+    let start = (options as u64).checked_mul(if is_optional { 2 } else { 1 })?;
     let mask = formula.inputs.iter().position(|input| input.role == Role::Mask);
     let masked = mask.map(|mask| &inputs[mask].0);
     // Of a slot: what may stand in it if it is kept, and that it is not.

@@ -2,6 +2,7 @@
 
 use grpo_oracle::evaluate::Question;
 use grpo_oracle::value::Data;
+use serde_json::{Map, Value};
 
 use crate::backend::Answer;
 
@@ -34,15 +35,10 @@ const JOINED: &[(&str, Option<(&str, &str)>)] = &[
     ("sampling.distribution", None),
 ];
 
-/// Whether some questions of the formula may be joined.
-pub(super) fn is_joinable(id: &str) -> bool {
-    JOINED.iter().any(|(joined, _)| *joined == id)
-}
-
-/// Whether the formula treats the rows, or the groups, of the question each by itself.
-pub(super) fn may_join(id: &str, question: &Question) -> bool {
+/// Whether the formula treats the rows, or the groups, of a question with these options each by itself.
+pub(super) fn may_join(id: &str, options: &Map<String, Value>) -> bool {
     let looks_at_all = |(option, value): (&str, &str)| {
-        let given = question.options[option].to_string();
+        let given = options[option].to_string();
         given == value
     };
     JOINED.iter().any(|(joined, unless)| *joined == id && !unless.is_some_and(looks_at_all))

@@ -21,7 +21,7 @@ use domain::Domains;
 use grpo_oracle::conformance::{Dtype, compare, is_applicable};
 use grpo_oracle::evaluate::{Evaluation, Question, evaluate, evaluate_outputs};
 use grpo_oracle::formula::Formula;
-use joined::{is_alike, is_joinable, joined, may_join, part};
+use joined::{is_alike, joined, may_join, part};
 use libtest_mimic::Failed;
 use tally::Tally;
 
@@ -43,8 +43,12 @@ const ALSO_ALONE: usize = 8;
 pub(crate) fn hold(id: &'static str, backends: &[Backend]) -> Result<(), Failed> {
     let start = Instant::now();
     let wanted = wanted()?;
-    let wanted = if is_joinable(id) { wanted } else { wanted.min(QUESTIONS.max(wanted / DEARER)) };
-    let Domains { domains, is_whole } = Domains::of(Formula::<f64>::find(id)?, wanted);
+    let formula = Formula::<f64>::find(id)?;
+    let fewer = wanted.min(QUESTIONS.max(wanted / DEARER));
+    let together = Domains::of(formula, wanted, |options| may_join(id, options));
+    let alone = Domains::of(formula, fewer, |options| !may_join(id, options));
+    let is_whole = together.is_whole && alone.is_whole;
+    let domains: Vec<_> = together.domains.into_iter().chain(alone.domains).collect();
     let count: u64 = domains.iter().map(|domain| domain.count).sum();
     let share = (GRADIENTS as f64 / count as f64).min(1.0);
     let tally = Tally { formula: id, is_whole, ..Tally::default() };
@@ -161,7 +165,7 @@ impl Asker<'_> {
         if !goes_along || self.waiting.len() == TOGETHER {
             self.ask()?;
         }
-        let is_joined = may_join(self.id, &question);
+        let is_joined = may_join(self.id, &question.options);
         self.waiting.push((question, expected));
         if is_joined { Ok(()) } else { self.ask() }
     }
