@@ -23,18 +23,7 @@ pub struct Hub {
     pub offline: Option<bool>,
 }
 
-/// What a model's directory may hold beside its weights; of these, all that the hub has are fetched.
-const BESIDE_WEIGHTS: [&str; 9] = [
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-];
+const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
 
@@ -53,12 +42,13 @@ pub fn is_id(path: &Path) -> bool {
 }
 
 impl Hub {
-    /// The directory of a model, such as `HuggingFaceTB/SmolLM2-135M-Instruct`: its config, tokenizer and safetensors.
+    /// The directory of a model, such as `HuggingFaceTB/SmolLM2-135M-Instruct`: its config, safetensors
+    /// and, as far as the hub has them, the files `beside`.
     /// What is in the cache as a whole is not asked for again.
     ///
     /// # Errors
     /// `unsupported` if the hub cannot be reached or has no such model, or, offline, if the cache lacks a file.
-    pub fn model(&self, id: &str) -> Result<PathBuf> {
+    pub fn model(&self, id: &str, beside: &[&str]) -> Result<PathBuf> {
         let kept = self.kept(RepoType::Model, id);
         let missing = match missing_file(&kept) {
             None => return folder_of(&kept, id),
@@ -73,7 +63,7 @@ impl Hub {
         let there: Vec<&str> = info.siblings.iter().map(|sibling| sibling.rfilename.as_str()).collect();
         let fetch = |file: &str| fetch(&remote, file).map_err(|error| unreachable_hub(id, &error, advice));
         // The weights last: a cache that has them has everything.
-        for file in BESIDE_WEIGHTS.into_iter().chain([INDEX]).filter(|file| there.contains(file)) {
+        for file in [CONFIG].iter().chain(beside).chain([&INDEX]).filter(|file| there.contains(file)) {
             fetch(file)?;
         }
         for file in weights(&kept) {
@@ -161,15 +151,13 @@ fn weights(kept: &CacheRepo) -> Vec<String> {
 
 /// The first file that the cache lacks of a whole model.
 fn missing_file(kept: &CacheRepo) -> Option<String> {
-    let needed = ["config.json", "tokenizer.json"].map(str::to_owned).into_iter().chain(weights(kept));
+    let needed = [CONFIG, "tokenizer.json"].map(str::to_owned).into_iter().chain(weights(kept));
     needed.into_iter().find(|file| kept.get(file).is_none())
 }
 
 fn folder_of(kept: &CacheRepo, id: &str) -> Result<PathBuf> {
-    let config = kept.get("config.json");
-    config
-        .and_then(|path| path.parent().map(Path::to_owned))
-        .ok_or_else(|| not_kept(id, "config.json".into()))
+    let config = kept.get(CONFIG);
+    config.and_then(|path| path.parent().map(Path::to_owned)).ok_or_else(|| not_kept(id, CONFIG.to_owned()))
 }
 
 fn not_kept(id: &str, file: String) -> Error {

@@ -25,7 +25,7 @@ pub use generate::{Generation, Sampling, generate};
 use gguf::Gguf;
 pub use lora::Lora;
 pub use model::Model;
-pub use tokenizer::{Message, Role, Tokenizer};
+pub use tokenizer::{Message, Role, TOKENIZER_FILES, Tokenizer};
 use weights::Weights;
 
 /// A language model with its tokenizer.
@@ -51,7 +51,10 @@ impl Llm {
             ));
         }
         let fetched = match !path.exists() && hub::is_id(path) {
-            true => Some(Hub { progress: true, ..Hub::default() }.model(&path.display().to_string())?),
+            true => {
+                let hub = Hub { progress: true, ..Hub::default() };
+                Some(hub.model(&path.display().to_string(), &TOKENIZER_FILES)?)
+            }
             false => None,
         };
         let path = fetched.as_deref().unwrap_or(path);

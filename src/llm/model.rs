@@ -110,9 +110,11 @@ impl Model {
         }
     }
 
-    /// A deep copy without gradients, such as the reference policy of a KL penalty.
+    /// A copy without gradients that stays as it is while this model is trained, such as the reference policy of a KL
+    /// penalty. Beside adapters nothing is trained, so all but those is shared.
     pub fn frozen_copy(&self) -> Self {
-        let copy = |tensor: &Tensor| tensor.detach().copy();
+        let is_shared = self.lora.is_some();
+        let copy = |tensor: &Tensor| if is_shared { tensor.detach() } else { tensor.detach().copy() };
         let linear = |linear: &Linear| Linear {
             adapter: linear.adapter.as_ref().map(Adapter::copy),
             ..linear.map(copy)

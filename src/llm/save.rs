@@ -10,8 +10,8 @@ use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
+use super::TOKENIZER_FILES;
 use super::config::{Architecture, Config, RopeScaling};
-use super::tokenizer::FILES;
 use super::{Llm, Model, Tokenizer};
 use crate::{Error, Result, file};
 
@@ -61,7 +61,7 @@ fn is_saved(directory: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
         let weights = name.ends_with(".safetensors") && has_mark(&entry.path());
-        if !weights && !FILES.contains(&name.as_str()) && !DESCRIPTIONS.contains(&name.as_str()) {
+        if !weights && !TOKENIZER_FILES.contains(&name.as_str()) && !DESCRIPTIONS.contains(&name.as_str()) {
             return Err(other(format!("`{name}`")));
         }
         marked |= weights;

@@ -33,7 +33,7 @@ pub struct Tokenizer {
 }
 
 /// The files of a directory that belong to its tokenizer or say how the model is to be used.
-pub(super) const FILES: [&str; 9] = [
+pub const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -294,7 +294,7 @@ impl Tokenizer {
             None => None,
         };
         let mut files = BTreeMap::new();
-        for path in FILES.map(|name| directory.join(name)).iter().filter(|path| path.is_file()) {
+        for path in TOKENIZER_FILES.map(|name| directory.join(name)).iter().filter(|path| path.is_file()) {
             let bytes =
                 std::fs::read(path).map_err(|e| Error::file(path, format!("cannot be read ({e})")))?;
             files.insert(path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes);

@@ -109,7 +109,7 @@ pub fn evaluate(
             prompts.extend(vec![prompt::tokens(&llm.tokenizer, &problems[problem])?; *n]);
         }
         // Another seed for every part: the same row would else draw the same numbers each time.
-        let seed = sampling.seed.wrapping_mul(1_000_003).wrapping_add(part[0] as u64);
+        let seed = super::seed_of(sampling.seed, part[0] as u64);
         let generation = rollout::respond(llm, &prompts, &Sampling { seed, ..sampling.clone() }, &bar)?;
         for (&problem, responses) in part.iter().zip(generation.tokens.chunks(*n)) {
             let line = judged(llm, problem, &problems[problem], responses)?;

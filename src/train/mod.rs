@@ -25,3 +25,8 @@ pub mod sft;
 pub mod step;
 pub mod tensorboard;
 pub mod tiny;
+
+/// The seed of one of several draws, such as a step's: drawn from the run's, so that seeds next to each other share none.
+fn seed_of(seed: u64, draw: u64) -> u64 {
+    seed.wrapping_mul(1_000_003).wrapping_add(draw)
+}

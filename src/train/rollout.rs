@@ -255,7 +255,7 @@ fn top_k(top_k: i64) -> std::result::Result<Option<usize>, String> {
 /// # Errors
 /// As [`sample`]; `unsupported` if no group's rewards differ, however many were asked for.
 pub fn collect(llm: &Llm, draws: &mut Draws, step: usize, options: &RolloutOptions) -> Result<Rollout> {
-    let seed = options.sampling.seed.wrapping_mul(1_000_003).wrapping_add(step as u64);
+    let seed = super::seed_of(options.sampling.seed, step as u64);
     let next = |draws: &mut Draws, batch: usize| {
         // Every rollout draws from its own random streams.
         let sampling = Sampling { seed: seed.wrapping_add((batch as u64) << 32), ..options.sampling.clone() };

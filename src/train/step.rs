@@ -78,9 +78,7 @@ impl StepOptions {
 
     /// The same in another order of the problems.
     pub fn reshuffled(&self, step: usize, epoch: usize) -> Self {
-        let seed = |seed: u64| {
-            seed.wrapping_mul(1_000_003).wrapping_add((step as u64) << 8).wrapping_add(epoch as u64)
-        };
+        let seed = |seed: u64| super::seed_of(seed, ((step as u64) << 8) + epoch as u64);
         Self { shuffle: self.shuffle.map(seed), ..*self }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::python;
 use grpo_oracle::hub::{self, Hub};
-use grpo_oracle::llm::{Llm, Lora, Message, Model, Role, Sampling, generate};
+use grpo_oracle::llm::{Llm, Lora, Message, Model, Role, Sampling, TOKENIZER_FILES, generate};
 use grpo_oracle::options;
 use grpo_oracle::torch::optim;
 use grpo_oracle::train::optim::{AdamW, AdamWOptions};
@@ -452,7 +452,7 @@ fn a_model_comes_from_the_hub_once() {
         let server = Server::start(name, None);
         let cache = TempDir::new().unwrap();
         let hub = server.hub(&cache);
-        let path = hub.model("someone/tiny").unwrap();
+        let path = hub.model("someone/tiny", &TOKENIZER_FILES).unwrap();
         same_model(&path, name);
         let asked = server.asked();
         assert!(
@@ -460,10 +460,10 @@ fn a_model_comes_from_the_hub_once() {
             "only what is needed is fetched: {asked:?}"
         );
         // All of it is there now, and nobody is asked any more.
-        assert_eq!(hub.model("someone/tiny").unwrap(), path);
+        assert_eq!(hub.model("someone/tiny", &TOKENIZER_FILES).unwrap(), path);
         assert_eq!(server.asked(), asked);
         let offline = Hub { endpoint: Some("http://127.0.0.1:1".into()), offline: Some(true), ..hub };
-        assert_eq!(offline.model("someone/tiny").unwrap(), path);
+        assert_eq!(offline.model("someone/tiny", &TOKENIZER_FILES).unwrap(), path);
     }
 }
 
@@ -475,7 +475,7 @@ fn a_broken_download_is_gone_on_with() {
     let hub = server.hub(&cache);
     let mut tries = 1;
     let path = loop {
-        match hub.model("someone/tiny") {
+        match hub.model("someone/tiny", &TOKENIZER_FILES) {
             Ok(path) => break path,
             Err(error) => {
                 let message = error.to_string();
@@ -497,10 +497,10 @@ fn a_download_without_its_last_step_says_what_to_delete() {
     let blobs = cache.path().join("models--someone--tiny/blobs");
     fs::create_dir_all(&blobs).unwrap();
     fs::copy(fixture("tiny-llama").join("config.json"), blobs.join("config.part")).unwrap();
-    let message = server.hub(&cache).model("someone/tiny").unwrap_err().to_string();
+    let message = server.hub(&cache).model("someone/tiny", &TOKENIZER_FILES).unwrap_err().to_string();
     assert!(message.ends_with("delete the .part files below the cache's blobs and try again"), "{message}");
     fs::remove_file(blobs.join("config.part")).unwrap();
-    same_model(&server.hub(&cache).model("someone/tiny").unwrap(), "tiny-llama");
+    same_model(&server.hub(&cache).model("someone/tiny", &TOKENIZER_FILES).unwrap(), "tiny-llama");
 }
 
 #[test]
@@ -509,19 +509,19 @@ fn offline_says_what_is_missing() {
     let cache = TempDir::new().unwrap();
     let online = server.hub(&cache);
     let offline = Hub { offline: Some(true), ..online.clone() };
-    let refusal = || offline.model("someone/tiny").unwrap_err().to_string();
+    let refusal = || offline.model("someone/tiny", &TOKENIZER_FILES).unwrap_err().to_string();
     assert_eq!(
         refusal(),
         "someone/tiny is not whole in the hub's cache, which lacks config.json; unset HF_HUB_OFFLINE to fetch it, or \
          set HF_HOME to where it is kept"
     );
     assert!(server.asked().is_empty());
-    let path = online.model("someone/tiny").unwrap();
+    let path = online.model("someone/tiny", &TOKENIZER_FILES).unwrap();
     fs::remove_file(path.join("model-00002-of-00002.safetensors")).unwrap();
     assert!(refusal().contains("lacks model-00002-of-00002.safetensors;"), "{}", refusal());
     // Online, the missing file alone is fetched.
     let before = server.asked().len();
-    same_model(&online.model("someone/tiny").unwrap(), "tiny-llama3");
+    same_model(&online.model("someone/tiny", &TOKENIZER_FILES).unwrap(), "tiny-llama3");
     let asked = server.asked().split_off(before);
     assert!(asked.iter().all(|line| line.contains("/api/") || line.contains("model-00002")), "{asked:?}");
 }
@@ -530,7 +530,7 @@ fn offline_says_what_is_missing() {
 fn what_the_hub_does_not_have_is_one_sentence() {
     let server = Server::start("tiny-llama", None);
     let cache = TempDir::new().unwrap();
-    let message = server.hub(&cache).model("someone/else").unwrap_err().to_string();
+    let message = server.hub(&cache).model("someone/else", &TOKENIZER_FILES).unwrap_err().to_string();
     assert!(message.starts_with("someone/else could not be fetched from the hub ("), "{message}");
     assert!(message.contains("404") && message.contains("there is no such directory here"), "{message}");
     for id in ["org/name", "Qwen/Qwen2.5-0.5B-Instruct", "HuggingFaceTB/SmolLM2_x"] {
