@@ -1,6 +1,7 @@
 //! Files that are whole or not there.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -34,7 +35,12 @@ pub fn replace(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     // What is not a file, such as a terminal or a pipe, cannot be replaced and is written to.
     let written = match fs::metadata(&target) {
         Ok(found) if !found.is_file() => fs::write(&target, content),
-        _ => fs::write(beside(&target), content).and_then(|()| fs::rename(beside(&target), &target)),
+        _ => {
+            let new = beside(&target);
+            let moved = fs::write(&new, content).and_then(|()| fs::rename(&new, &target));
+            // Half a file is of no use, and on a full disk it is in the way.
+            moved.inspect_err(|_| _ = fs::remove_file(&new))
+        }
     };
     written.map_err(|problem| unwritable(path, &problem))
 }
@@ -88,5 +94,9 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 
 /// The error of a file that cannot be written.
 pub(crate) fn unwritable(path: &Path, problem: &std::io::Error) -> Error {
-    Error::file(path, format!("cannot be written: {problem}"))
+    let advice = match problem.kind() {
+        ErrorKind::StorageFull => "; make room and try again",
+        _ => "",
+    };
+    Error::file(path, format!("cannot be written: {problem}{advice}"))
 }

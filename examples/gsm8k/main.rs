@@ -105,8 +105,8 @@ pub(crate) fn train(
         }
         learn(&llm, config, algorithm, &problems, &data.test, &mut run, resumed, stop)
     });
-    run.end(learned.as_ref().err().map(ToString::to_string).as_deref())?;
-    learned?;
+    let ended = run.end(learned.as_ref().err().map(ToString::to_string).as_deref());
+    learned.and(ended)?;
     Ok(run)
 }
 

@@ -15,6 +15,7 @@ use super::algorithm::Algorithm;
 use super::critic::Critic;
 use super::data::Draws;
 use super::optim::AdamW;
+use crate::file::unwritable;
 use crate::llm::Model;
 use crate::{Error, Result};
 
@@ -158,29 +159,35 @@ pub fn save(run: &Path, step: usize, state: &State, keep: Option<usize>) -> Resu
         return Ok(folder); // of this very step: a run that went on from it and had nothing left to do
     }
     let beside = folder.with_extension("new");
-    let at =
-        |path: &Path, error: &dyn std::fmt::Display| Error::file(path, format!("cannot be written: {error}"));
-    if beside.exists() {
-        fs::remove_dir_all(&beside).map_err(|error| at(&beside, &error))?; // of a run that was ended while it wrote
-    }
-    fs::create_dir_all(&beside).map_err(|error| at(&beside, &error))?;
-    let (tensors, values) = (beside.join("tensors.safetensors"), beside.join("values.json"));
-    let named: Vec<(&str, Tensor)> =
-        state.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.contiguous())).collect();
-    Tensor::write_safetensors(&named, &tensors).map_err(|error| at(&tensors, &error))?;
-    let text = serde_json::to_vec_pretty(&state.values).map_err(|error| at(&values, &error))?;
-    fs::write(&values, text).map_err(|error| at(&values, &error))?;
-    for path in [&tensors, &values] {
-        // On the disk before the name is: a power cut must not leave a whole name over half a file.
-        File::open(path).and_then(|file| file.sync_all()).map_err(|error| at(path, &error))?;
-    }
-    fs::rename(&beside, &folder).map_err(|error| at(&folder, &error))?;
+    write(&beside, state)
+        .and_then(|()| fs::rename(&beside, &folder).map_err(|error| unwritable(&folder, &error)))
+        .inspect_err(|_| _ = fs::remove_dir_all(&beside))?; // on a full disk it would be in the way
     let all = steps(run)?;
     let surplus = all.len().saturating_sub(keep.unwrap_or(usize::MAX).max(1));
     for (_, old) in &all[..surplus] {
-        fs::remove_dir_all(old).map_err(|error| at(old, &error))?;
+        fs::remove_dir_all(old).map_err(|error| unwritable(old, &error))?;
     }
     Ok(folder)
+}
+
+/// The state as the files of a new folder, on the disk before anyone gives it its name: a power cut must not leave a whole
+/// name over half a file.
+fn write(folder: &Path, state: &State) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(|error| unwritable(folder, &error))?; // of a run that was ended while it wrote
+    }
+    fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
+    let (tensors, values) = (folder.join("tensors.safetensors"), folder.join("values.json"));
+    let named: Vec<(&str, Tensor)> =
+        state.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.contiguous())).collect();
+    Tensor::write_safetensors(&named, &tensors)
+        .map_err(|error| Error::file(&tensors, format!("cannot be written: {error}")))?;
+    let text = serde_json::to_vec_pretty(&state.values).map_err(|error| Error::file(&values, error))?;
+    fs::write(&values, text).map_err(|error| unwritable(&values, &error))?;
+    for path in [&tensors, &values] {
+        File::open(path).and_then(|file| file.sync_all()).map_err(|error| unwritable(path, &error))?;
+    }
+    Ok(())
 }
 
 /// The step of the newest checkpoint of a run.

@@ -67,3 +67,13 @@ fn a_run_without_checkpoints_is_told() {
     let run = TempDir::new().unwrap();
     assert!(newest(run.path()).unwrap_err().to_string().contains("holds no checkpoint"));
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_told_with_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("curves.svg");
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let message = grpo_oracle::file::replace(&path, "x").unwrap_err().to_string();
+    assert!(message.contains("No space left") && message.ends_with("make room and try again"), "{message}");
+}
