@@ -366,3 +366,30 @@ pub fn evaluate_torch(
         outputs: outputs.into_iter().map(|(name, output)| (name.to_owned(), output.detach())).collect(),
     })
 }
+
+/// Asks the fast path the same question.
+///
+/// # Errors
+/// The same as the reference's, by code.
+#[cfg(feature = "torch")]
+pub fn evaluate_fused(
+    id: &str,
+    question: &Question,
+    device: tch::Device,
+    kind: tch::Kind,
+) -> Result<TorchAnswer> {
+    let formula = Formula::<f64>::find(id)?;
+    let fused = formula.fused.ok_or_else(|| Error::Unsupported { what: format!("{id} has no fast path") })?;
+    check(formula, question)?;
+    let args = question.torch_args(formula, device, kind);
+    let answer = fused(&args)?;
+    let mut gradients = std::collections::BTreeMap::new();
+    for input in differentiable(formula, question) {
+        gradients.insert(input.to_owned(), args.tensor(input)?.zeros_like());
+    }
+    for (input, gradient) in answer.gradients {
+        gradients.insert(input.to_owned(), gradient);
+    }
+    let outputs = answer.outputs.into_iter().map(|(name, output)| (name.to_owned(), output));
+    Ok(TorchAnswer { outputs: outputs.collect(), gradients })
+}

@@ -17,7 +17,7 @@
 //!
 //! [`convention`] names the options with which frameworks and papers compute. [`fixture`] holds the golden cases,
 //! [`conformance`] says how near is near enough, [`options`] what can be chosen.
-//! With the feature `torch` come the same formulas over libtorch (`torch`), a language model (`llm`) and the trainer
+//! With the feature `torch` come the same formulas over libtorch (`torch`), fast paths of some (`fused`), a language model (`llm`) and the trainer
 //! (`train`). `ARCHITECTURE.md` is the map; `spec/` says what each formula must do.
 
 pub mod arguments;
@@ -29,6 +29,8 @@ pub mod evaluate;
 pub mod file;
 pub mod fixture;
 pub mod formula;
+#[cfg(feature = "torch")]
+pub mod fused;
 #[cfg(feature = "torch")]
 pub mod hub;
 #[cfg(feature = "torch")]

@@ -1,9 +1,9 @@
 //! The first step's loss, computed again by the ndarray reference from the very numbers that libtorch saw.
 
 use grpo_oracle::conformance::{Dtype, worst};
-use grpo_oracle::options::MaskedMean;
+use grpo_oracle::options::{LossOptions, MaskedMean, Objective};
 use grpo_oracle::reference::{Bounded, Dual, Real, aggregate, mask, objective};
-use grpo_oracle::train::loss::{self, LossInputs, LossOptions, Objective};
+use grpo_oracle::train::loss::{self, LossInputs};
 use grpo_oracle::train::step::LossRecord;
 use grpo_oracle::{Error, Result};
 use ndarray::{Array2, Axis, Ix1};
@@ -107,10 +107,11 @@ impl Numbers {
                 )?
             }
         };
+        let own = policy_loss / R::constant(options.terms.gradient_accumulation_steps);
         if options.terms.kl_loss_coef == 0.0 && options.terms.entropy_coeff == 0.0 {
-            return Ok(policy_loss);
+            return Ok(own);
         }
-        Ok(policy_loss + actor_loss(&advantages.mapv(|_| plain(0.0)))?.loss)
+        Ok(own + actor_loss(&advantages.mapv(|_| plain(0.0)))?.loss)
     }
 
     /// The gradient by every log-probability, with the reference's bounds: one pass for each.

@@ -115,6 +115,8 @@ impl<R: Real> Formula<R> {
             reference: group_norm,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::group_norm),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.relative",
@@ -129,6 +131,8 @@ impl<R: Real> Formula<R> {
             reference: relative,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::relative),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.rloo",
@@ -148,6 +152,8 @@ impl<R: Real> Formula<R> {
             reference: rloo,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::rloo),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.reinforce_plus_plus",
@@ -193,6 +199,8 @@ impl<R: Real> Formula<R> {
             reference: reinforce_plus_plus,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::reinforce_plus_plus),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.reinforce_plus_plus_baseline",
@@ -216,6 +224,8 @@ impl<R: Real> Formula<R> {
             reference: reinforce_plus_plus_baseline,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::reinforce_plus_plus_baseline),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.remax",
@@ -234,6 +244,8 @@ impl<R: Real> Formula<R> {
             reference: remax,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::remax),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.opo",
@@ -254,6 +266,8 @@ impl<R: Real> Formula<R> {
             reference: opo,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::opo),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.gpg",
@@ -288,6 +302,8 @@ impl<R: Real> Formula<R> {
             reference: gpg,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::gpg),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.pass_at_k",
@@ -312,6 +328,8 @@ impl<R: Real> Formula<R> {
             reference: pass_at_k,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::pass_at_k),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

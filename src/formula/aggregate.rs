@@ -53,6 +53,8 @@ impl<R: Real> Formula<R> {
             reference: aggregate_loss,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::aggregate_loss),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "aggregate.micro_batches",
@@ -102,6 +104,8 @@ impl<R: Real> Formula<R> {
             reference: micro_batches,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::micro_batches),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

@@ -76,6 +76,8 @@ impl<R: Real> Formula<R> {
         reference: filter,
         #[cfg(feature = "torch")]
         torch: Some(of_torch::filter),
+        #[cfg(feature = "torch")]
+        fused: None,
     }];
 }
 

@@ -30,6 +30,8 @@ impl<R: Real> Formula<R> {
             reference: td_error,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::td_error),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "advantage.gae",
@@ -71,6 +73,8 @@ impl<R: Real> Formula<R> {
             reference: gae,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::gae),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

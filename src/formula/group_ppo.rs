@@ -66,6 +66,8 @@ impl<R: Real> Formula<R> {
         reference: group_ppo,
         #[cfg(feature = "torch")]
         torch: Some(of_torch::group_ppo),
+        #[cfg(feature = "torch")]
+        fused: None,
     }];
 }
 

@@ -41,6 +41,8 @@ impl<R: Real> Formula<R> {
             reference: kl_estimate,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::kl_estimate),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "kl.full",
@@ -58,6 +60,8 @@ impl<R: Real> Formula<R> {
             reference: full,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::full),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "kl.in_reward",
@@ -101,6 +105,8 @@ impl<R: Real> Formula<R> {
             reference: in_reward,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::in_reward),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "kl.controller",
@@ -136,6 +142,8 @@ impl<R: Real> Formula<R> {
             reference: controller,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::controller),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

@@ -34,6 +34,8 @@ impl<R: Real> Formula<R> {
             reference: token,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::token),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "logprob.entropy",
@@ -53,6 +55,8 @@ impl<R: Real> Formula<R> {
             reference: entropy,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::entropy),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "logprob.ratio",
@@ -73,6 +77,8 @@ impl<R: Real> Formula<R> {
             reference: ratio,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::ratio),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "logprob.sequence_ratio",
@@ -109,6 +115,8 @@ impl<R: Real> Formula<R> {
             reference: sequence_ratio,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::sequence_ratio),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

@@ -24,6 +24,8 @@ impl<R: Real> Formula<R> {
             reference: mask_sum,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::mask_sum),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "mask.mean",
@@ -49,6 +51,8 @@ impl<R: Real> Formula<R> {
             reference: mask_mean,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::mask_mean),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "mask.normalize",
@@ -69,6 +73,8 @@ impl<R: Real> Formula<R> {
             reference: mask_normalize,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::mask_normalize),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "mask.variance",
@@ -83,6 +89,8 @@ impl<R: Real> Formula<R> {
             reference: mask_variance,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::mask_variance),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "mask.whiten",
@@ -127,6 +135,8 @@ impl<R: Real> Formula<R> {
             reference: mask_whiten,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::mask_whiten),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

@@ -39,6 +39,8 @@ impl<R: Real> Formula<R> {
             reference: policy_metrics,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::policy_metrics),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::policy_metrics),
         },
         Self {
             id: "metrics.rewards",
@@ -58,6 +60,8 @@ impl<R: Real> Formula<R> {
             reference: rewards,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::rewards),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "metrics.advantages",
@@ -99,6 +103,8 @@ impl<R: Real> Formula<R> {
             reference: advantages,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::advantages),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "metrics.health",
@@ -145,6 +151,8 @@ impl<R: Real> Formula<R> {
             reference: health,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::health),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "metrics.pass_at_k",
@@ -162,6 +170,8 @@ impl<R: Real> Formula<R> {
             reference: pass_at_k,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::pass_at_k),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }
@@ -311,5 +321,27 @@ mod of_torch {
     pub(super) fn pass_at_k(args: &TorchArgs<'_>) -> Result<Outputs> {
         let (samples, correct) = (args.tensor("num_samples")?, args.tensor("num_correct")?);
         Ok(vec![("pass_at_k", torch::metrics::pass_at_k(samples, correct, &args.options()?)?)])
+    }
+}
+
+#[cfg(feature = "torch")]
+mod of_fused {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::{FusedOutputs, number_like};
+    use crate::fused;
+
+    pub(super) fn policy_metrics(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let metrics = fused::metrics::policy(logp, logp_old, &advantages, mask, &args.options()?)?;
+        let outputs = vec![
+            ("clip_fraction", number_like(metrics.clip_fraction, logp)),
+            ("clip_fraction_lower", number_like(metrics.clip_fraction_lower, logp)),
+            ("ppo_kl", number_like(metrics.ppo_kl, logp)),
+            ("ratio_mean", number_like(metrics.ratio_mean, logp)),
+        ];
+        Ok(FusedOutputs { outputs, gradients: Vec::new() })
     }
 }

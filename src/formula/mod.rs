@@ -56,6 +56,9 @@ pub struct Formula<R: Real> {
     /// The libtorch implementation, if there is one yet.
     #[cfg(feature = "torch")]
     pub torch: Option<fn(&TorchArgs<'_>) -> Result<TorchOutputs>>,
+    /// A fast path, if there is one.
+    #[cfg(feature = "torch")]
+    pub fused: Option<fn(&TorchArgs<'_>) -> Result<FusedOutputs>>,
 }
 
 /// The clauses that every formula obeys.
@@ -269,6 +272,23 @@ pub type Outputs<R> = Vec<(&'static str, ArrayD<R>)>;
 /// The outputs of a libtorch function, in the order of the row.
 #[cfg(feature = "torch")]
 pub type TorchOutputs = Vec<(&'static str, tch::Tensor)>;
+
+/// What a fast path gives: the outputs, in the order of the row, and the gradients that it has computed with them.
+#[cfg(feature = "torch")]
+#[derive(Debug)]
+pub struct FusedOutputs {
+    /// The outputs.
+    pub outputs: TorchOutputs,
+    /// The gradients of the sum of the first output, by input; those that are not here are 0.
+    pub gradients: TorchOutputs,
+}
+
+/// A number without axes, in the format that an input is computed in.
+#[cfg(feature = "torch")]
+fn number_like(number: f64, like: &tch::Tensor) -> tch::Tensor {
+    let kind = if like.kind() == tch::Kind::Double { like.kind() } else { tch::Kind::Float };
+    tch::Tensor::from(number).to_kind(kind)
+}
 
 impl<R: Real> Formula<R> {
     /// Every formula, family by family.

@@ -26,6 +26,8 @@ impl<R: Real> Formula<R> {
             reference: policy_gradient,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::policy_gradient),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::policy_gradient),
         },
         Self {
             id: "objective.reinforce_with_baseline",
@@ -44,6 +46,8 @@ impl<R: Real> Formula<R> {
             reference: reinforce_with_baseline,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::reinforce_with_baseline),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "objective.off_policy",
@@ -61,6 +65,8 @@ impl<R: Real> Formula<R> {
             reference: off_policy,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::off_policy),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "objective.clip",
@@ -92,6 +98,8 @@ impl<R: Real> Formula<R> {
             reference: clip,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::clip),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::clip),
         },
         Self {
             id: "objective.actor_loss",
@@ -148,6 +156,8 @@ impl<R: Real> Formula<R> {
             reference: actor_loss,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::actor_loss),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::actor_loss),
         },
         Self {
             id: "objective.dispatch",
@@ -189,6 +199,8 @@ impl<R: Real> Formula<R> {
             reference: dispatch,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::dispatch),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "objective.gspo",
@@ -246,6 +258,8 @@ impl<R: Real> Formula<R> {
             reference: gspo,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::gspo),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::gspo),
         },
         Self {
             id: "objective.cispo",
@@ -287,6 +301,8 @@ impl<R: Real> Formula<R> {
             reference: cispo,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::cispo),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::cispo),
         },
         Self {
             id: "objective.gmpo",
@@ -327,6 +343,8 @@ impl<R: Real> Formula<R> {
             reference: gmpo,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::gmpo),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::gmpo),
         },
         Self {
             id: "objective.sapo",
@@ -365,6 +383,8 @@ impl<R: Real> Formula<R> {
             reference: sapo,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::sapo),
+            #[cfg(feature = "torch")]
+            fused: Some(of_fused::sapo),
         },
     ];
 }
@@ -675,5 +695,100 @@ mod of_torch {
         let advantages = args.per_token("advantages", logp)?;
         let loss = torch::objective::sapo(logp, logp_old, &advantages, mask, &args.options()?)?;
         Ok(vec![("loss", loss)])
+    }
+}
+
+#[cfg(feature = "torch")]
+mod of_fused {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::{FusedOutputs, TorchOutputs, number_like};
+    use crate::fused::loss::loss;
+    use crate::fused::metrics;
+    use crate::fused::objective::{self, Losses};
+    use crate::options::{LossOptions, Objective};
+
+    /// The losses first, what else there is behind them, and the gradient.
+    fn answer(losses: Losses, others: TorchOutputs) -> FusedOutputs {
+        let outputs = std::iter::once(("loss", losses.loss)).chain(others).collect();
+        FusedOutputs { outputs, gradients: vec![("logp", losses.grad_logp)] }
+    }
+
+    pub(super) fn clip(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let options = args.options()?;
+        let losses = objective::clip(logp, logp_old, &advantages, mask, &options)?;
+        let metrics = metrics::policy(logp, logp_old, &advantages, mask, &options)?;
+        let figures = vec![
+            ("clip_fraction", number_like(metrics.clip_fraction, logp)),
+            ("clip_fraction_lower", number_like(metrics.clip_fraction_lower, logp)),
+            ("ppo_kl", number_like(metrics.ppo_kl, logp)),
+        ];
+        Ok(answer(losses, figures))
+    }
+
+    pub(super) fn actor_loss(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let output = loss(
+            logp,
+            logp_old,
+            args.optional_tensor("logp_ref"),
+            &args.per_token("advantages", logp)?,
+            mask,
+            args.optional_tensor("group_endpoints"),
+            args.optional_tensor("entropy"),
+            &LossOptions { objective: Objective::Vanilla, terms: args.options()? },
+        )?;
+        let numbers = output.numbers();
+        let outputs = vec![
+            ("loss", number_like(numbers.loss, logp)),
+            ("policy_loss", number_like(numbers.policy_loss, logp)),
+            ("kl_loss", number_like(numbers.kl_loss, logp)),
+            ("entropy_loss", number_like(numbers.entropy_loss, logp)),
+        ];
+        let of_entropy = output.grad_entropy.map(|gradient| ("entropy", gradient));
+        let gradients = std::iter::once(("logp", output.grad_logp)).chain(of_entropy).collect();
+        Ok(FusedOutputs { outputs, gradients })
+    }
+
+    pub(super) fn policy_gradient(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let logp = args.tensor("logp")?;
+        let losses = objective::policy_gradient(logp, &args.per_token("advantages", logp)?)?;
+        Ok(answer(losses, Vec::new()))
+    }
+
+    pub(super) fn gspo(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let output = objective::gspo(logp, logp_old, &advantages, mask, &args.options()?)?;
+        let clip_fraction = number_like(output.clip_fraction, logp);
+        Ok(answer(output.losses, vec![("ratio", output.ratio), ("clip_fraction", clip_fraction)]))
+    }
+
+    pub(super) fn cispo(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let losses = objective::cispo(logp, logp_old, &advantages, mask, &args.options()?)?;
+        Ok(answer(losses, Vec::new()))
+    }
+
+    pub(super) fn gmpo(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let losses = objective::gmpo(logp, logp_old, args.tensor("advantages")?, mask, &args.options()?)?;
+        Ok(answer(losses, Vec::new()))
+    }
+
+    pub(super) fn sapo(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let (logp, logp_old, mask) =
+            (args.tensor("logp")?, args.tensor("logp_old")?, args.tensor("response_mask")?);
+        let advantages = args.per_token("advantages", logp)?;
+        let losses = objective::sapo(logp, logp_old, &advantages, mask, &args.options()?)?;
+        Ok(answer(losses, Vec::new()))
     }
 }

@@ -57,6 +57,8 @@ impl<R: Real> Formula<R> {
             reference: adamw,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::adamw),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "optim.clip_grad_norm",
@@ -82,6 +84,8 @@ impl<R: Real> Formula<R> {
             reference: clip_grad_norm,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::clip_grad_norm),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "optim.lora",
@@ -117,6 +121,8 @@ impl<R: Real> Formula<R> {
             reference: lora,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::lora),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "optim.schedule",
@@ -168,6 +174,8 @@ impl<R: Real> Formula<R> {
             reference: schedule,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::schedule),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

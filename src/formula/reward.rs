@@ -65,6 +65,8 @@ impl<R: Real> Formula<R> {
             reference: gsm8k,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::gsm8k),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "reward.r1_zero",
@@ -88,6 +90,8 @@ impl<R: Real> Formula<R> {
             reference: r1_zero,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::r1_zero),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "reward.overlong",
@@ -131,6 +135,8 @@ impl<R: Real> Formula<R> {
             reference: overlong,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::overlong),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

@@ -66,6 +66,8 @@ impl<R: Real> Formula<R> {
             reference: weights,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::weights),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "rollout.rejection",
@@ -130,6 +132,8 @@ impl<R: Real> Formula<R> {
             reference: rejection,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::rejection),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

@@ -36,6 +36,8 @@ impl<R: Real> Formula<R> {
             reference: repeat,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::repeat),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "sampling.dynamic",
@@ -75,6 +77,8 @@ impl<R: Real> Formula<R> {
             reference: dynamic,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::dynamic),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "sampling.resample",
@@ -111,6 +115,8 @@ impl<R: Real> Formula<R> {
             reference: resample,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::resample),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
         Self {
             id: "sampling.distribution",
@@ -155,6 +161,8 @@ impl<R: Real> Formula<R> {
             reference: distribution,
             #[cfg(feature = "torch")]
             torch: Some(of_torch::distribution),
+            #[cfg(feature = "torch")]
+            fused: None,
         },
     ];
 }

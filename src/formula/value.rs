@@ -57,6 +57,8 @@ impl<R: Real> Formula<R> {
         reference: clipped,
         #[cfg(feature = "torch")]
         torch: Some(of_torch::clipped),
+        #[cfg(feature = "torch")]
+        fused: None,
     }];
 }
 

@@ -1,41 +1,14 @@
 //! The loss of some responses: one of the objectives, the KL to the reference policy, the entropy bonus.
 
-use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::config::{Config, LossMode};
 use crate::Result;
 use crate::options::{
-    ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, KlEstimate, KlPenalty, LossAggMode, MaskedMean, Sapo,
+    ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, KlEstimate, KlPenalty, LossAggMode, LossOptions,
+    MaskedMean, Objective, Sapo,
 };
 use crate::torch::{aggregate, mask, objective};
-
-/// What is made of the ratio and the advantage.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Objective {
-    /// The clipped ratio, with the bounds of [`LossOptions::terms`].
-    Vanilla,
-    /// No ratio: REINFORCE on the samples as they are.
-    Gpg,
-    /// The ratio of whole sequences.
-    Gspo(Gspo),
-    /// The clipped ratio as a constant weight.
-    Cispo(Cispo),
-    /// The geometric mean of a sequence's ratios; one loss a sequence, averaged over the sequences.
-    GeoMean(Gmpo),
-    /// A soft gate in the place of the clip.
-    Sapo(Sapo),
-}
-
-/// A loss, whole.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct LossOptions {
-    /// The policy term.
-    pub objective: Objective,
-    /// The other terms, the aggregation of all of them, and vanilla's bounds.
-    pub terms: ActorLoss,
-}
 
 /// What a loss is computed from, each `[b, T]`.
 #[derive(Debug)]
@@ -81,7 +54,16 @@ pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<Loss> {
             let out = actor_loss(advantages)?;
             return Ok(Loss { loss: out.loss, policy_loss: out.policy_loss, kl_loss: out.kl_loss });
         }
-        Objective::Gpg => of_tokens(&objective::policy_gradient(logp, advantages)?)?,
+        Objective::Gpg => {
+            // This formula has no mask, and what stands in a masked slot may be NaN: 0 times that is no gradient. A
+            // mask that does not fit is rejected by the aggregation.
+            let fits = mask.size() == logp.size() && mask.kind() == Kind::Bool;
+            let kept = |tensor: &Tensor| match tensor.size() == mask.size() && fits {
+                true => tensor.masked_fill(&mask.logical_not(), 0.0),
+                false => tensor.shallow_clone(),
+            };
+            of_tokens(&objective::policy_gradient(&kept(logp), &kept(advantages))?)?
+        }
         Objective::Gspo(gspo) => of_tokens(&objective::gspo(logp, logp_old, advantages, mask, gspo)?.loss)?,
         Objective::Cispo(cispo) => of_tokens(&objective::cispo(logp, logp_old, advantages, mask, cispo)?)?,
         Objective::GeoMean(gmpo) => {
@@ -92,13 +74,14 @@ pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<Loss> {
         }
         Objective::Sapo(sapo) => of_tokens(&objective::sapo(logp, logp_old, advantages, mask, sapo)?)?,
     };
+    let own = &policy_loss / options.terms.gradient_accumulation_steps;
     if options.terms.kl_loss_coef == 0.0 && options.terms.entropy_coeff == 0.0 {
         let kl_loss = policy_loss.zeros_like().detach();
-        return Ok(Loss { loss: policy_loss.shallow_clone(), policy_loss, kl_loss });
+        return Ok(Loss { loss: own, policy_loss, kl_loss });
     }
     // Without advantages the whole actor loss is its other terms, the same for every objective.
     let others = actor_loss(&advantages.zeros_like())?;
-    Ok(Loss { loss: &policy_loss + others.loss, policy_loss, kl_loss: others.kl_loss })
+    Ok(Loss { loss: own + others.loss, policy_loss, kl_loss: others.kl_loss })
 }
 
 /// The mean over sequences of one loss a sequence.
@@ -119,80 +102,51 @@ pub fn with_counts(options: &LossOptions, mask: &Tensor, response_length: i64) -
     LossOptions { terms: ActorLoss { aggregate, ..options.terms }, ..*options }
 }
 
-impl LossOptions {
-    /// The configuration's loss.
-    ///
-    /// # Errors
-    /// `option` if one of its options is outside its domain.
-    pub fn of(config: &Config) -> Result<Self> {
-        let actor = &config.actor_rollout_ref.actor;
-        let low = actor.clip_ratio_low.unwrap_or(actor.clip_ratio);
-        let high = actor.clip_ratio_high.unwrap_or(actor.clip_ratio);
-        let clip = Clip {
-            clip_ratio_low: low,
-            clip_ratio_high: high,
-            clip_ratio_c: actor.clip_ratio_c,
-            ..Clip::verl()
-        };
-        // verl keeps k3 within bounds, and no other estimator.
-        let kl = match actor.kl_loss_type {
-            KlPenalty::K3 | KlPenalty::K3Plus => KlEstimate::verl(),
-            _ => KlEstimate { input_clamp: None, output_clamp: None, ..KlEstimate::verl() },
-        };
-        let constant = actor.loss_agg_mode == LossAggMode::SeqMeanTokenSumNorm;
-        let factor = actor.loss_scale_factor.unwrap_or(config.data.max_response_length as f64);
-        let terms = ActorLoss {
-            clip,
-            kl_loss_type: actor.kl_loss_type,
-            kl_input_clamp: kl.input_clamp,
-            kl_output_clamp: kl.output_clamp,
-            kl_loss_coef: if actor.use_kl_loss { actor.kl_loss_coef } else { 0.0 },
-            entropy_coeff: actor.entropy_coeff,
-            aggregate: Aggregate {
-                loss_scale_factor: constant.then_some(factor),
-                ..Aggregate::local(actor.loss_agg_mode)
-            },
-            ..ActorLoss::grpo()
-        };
-        let objective = match actor.policy_loss.loss_mode {
-            LossMode::Vanilla => Objective::Vanilla,
-            LossMode::Gpg => Objective::Gpg,
-            LossMode::Gspo => {
-                Objective::Gspo(Gspo { clip_ratio_low: low, clip_ratio_high: high, ..Gspo::verl() })
-            }
-            LossMode::Cispo => {
-                Objective::Cispo(Cispo { clip_ratio_low: Some(low), clip_ratio_high: high, ..Cispo::verl() })
-            }
-            LossMode::GeoMean => Objective::GeoMean(Gmpo { clip_ratio_low: low, clip_ratio_high: high }),
-            LossMode::Sapo => {
-                Objective::Sapo(Sapo { tau_pos: actor.tau_pos, tau_neg: actor.tau_neg, ..Sapo::verl() })
-            }
-        };
-        let options = Self { objective, terms };
-        options.check()?;
-        Ok(options)
-    }
-
-    /// The error of an option outside its domain, if any.
-    ///
-    /// # Errors
-    /// `option` if one of them is outside its domain.
-    pub fn check(&self) -> Result<()> {
-        self.terms.check()?;
-        match &self.objective {
-            Objective::Vanilla | Objective::Gpg => Ok(()),
-            Objective::Gspo(options) => options.check(),
-            Objective::Cispo(options) => options.check(),
-            Objective::GeoMean(options) => options.check(),
-            Objective::Sapo(options) => options.check(),
+/// The configuration's loss.
+///
+/// # Errors
+/// `option` if one of its options is outside its domain.
+pub fn options_of(config: &Config) -> Result<LossOptions> {
+    let actor = &config.actor_rollout_ref.actor;
+    let low = actor.clip_ratio_low.unwrap_or(actor.clip_ratio);
+    let high = actor.clip_ratio_high.unwrap_or(actor.clip_ratio);
+    let clip =
+        Clip { clip_ratio_low: low, clip_ratio_high: high, clip_ratio_c: actor.clip_ratio_c, ..Clip::verl() };
+    // verl keeps k3 within bounds, and no other estimator.
+    let kl = match actor.kl_loss_type {
+        KlPenalty::K3 | KlPenalty::K3Plus => KlEstimate::verl(),
+        _ => KlEstimate { input_clamp: None, output_clamp: None, ..KlEstimate::verl() },
+    };
+    let constant = actor.loss_agg_mode == LossAggMode::SeqMeanTokenSumNorm;
+    let factor = actor.loss_scale_factor.unwrap_or(config.data.max_response_length as f64);
+    let terms = ActorLoss {
+        clip,
+        kl_loss_type: actor.kl_loss_type,
+        kl_input_clamp: kl.input_clamp,
+        kl_output_clamp: kl.output_clamp,
+        kl_loss_coef: if actor.use_kl_loss { actor.kl_loss_coef } else { 0.0 },
+        entropy_coeff: actor.entropy_coeff,
+        aggregate: Aggregate {
+            loss_scale_factor: constant.then_some(factor),
+            ..Aggregate::local(actor.loss_agg_mode)
+        },
+        ..ActorLoss::grpo()
+    };
+    let objective = match actor.policy_loss.loss_mode {
+        LossMode::Vanilla => Objective::Vanilla,
+        LossMode::Gpg => Objective::Gpg,
+        LossMode::Gspo => {
+            Objective::Gspo(Gspo { clip_ratio_low: low, clip_ratio_high: high, ..Gspo::verl() })
         }
-    }
-
-    /// The bounds that the clip's figures are told by; of an objective without any, vanilla's.
-    pub fn clip(&self) -> Clip {
-        match &self.objective {
-            Objective::Gspo(gspo) => gspo.clip(),
-            _ => self.terms.clip,
+        LossMode::Cispo => {
+            Objective::Cispo(Cispo { clip_ratio_low: Some(low), clip_ratio_high: high, ..Cispo::verl() })
         }
-    }
+        LossMode::GeoMean => Objective::GeoMean(Gmpo { clip_ratio_low: low, clip_ratio_high: high }),
+        LossMode::Sapo => {
+            Objective::Sapo(Sapo { tau_pos: actor.tau_pos, tau_neg: actor.tau_neg, ..Sapo::verl() })
+        }
+    };
+    let options = LossOptions { objective, terms };
+    options.check()?;
+    Ok(options)
 }

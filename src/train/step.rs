@@ -11,12 +11,13 @@ use tch::{Device, Kind, Tensor};
 use super::algorithm::Advantages;
 use super::config::Config;
 use super::experience::Seen;
-use super::loss::{LossInputs, LossOptions, loss, with_counts};
+use super::loss::{LossInputs, loss, options_of, with_counts};
 use super::optim::AdamW;
 use super::progress;
 use super::rollout::Rollout;
 use super::score::{Responses, Scores};
 use crate::llm::Model;
+use crate::options::LossOptions;
 use crate::torch;
 use crate::{Error, Result};
 
@@ -47,7 +48,7 @@ impl StepOptions {
     pub fn of(config: &Config, device: Device) -> Result<Self> {
         let actor = &config.actor_rollout_ref.actor;
         let options = Self {
-            loss: LossOptions::of(config)?,
+            loss: options_of(config)?,
             mini_batch: actor.ppo_mini_batch_size.unwrap_or(config.data.train_batch_size),
             micro_batch: actor.ppo_micro_batch_size_per_gpu.unwrap_or_else(|| micro_batch(config, device)),
             shuffle: actor.shuffle.then_some(config.data.seed),

@@ -18,6 +18,8 @@ mod errata;
 mod extract;
 mod fixture_schema;
 mod fixtures;
+#[cfg(feature = "torch")]
+mod fused;
 mod fuzz;
 mod identify;
 mod judge;

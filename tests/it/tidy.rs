@@ -16,8 +16,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Shared arithmetic would be a shared bug: these two never name each other.
     ("reference", &["error", "axes", "options"]),
     ("torch", &["error", "axes", "options"]),
+    // Nor does a fast path name either: it is held to both.
+    ("fused", &["error", "axes", "options"]),
     // Only the table and its helpers see both.
-    ("formula", &["error", "axes", "options", "value", "arguments", "reference", "torch"]),
+    ("formula", &["error", "axes", "options", "value", "arguments", "reference", "torch", "fused"]),
     ("arguments", &["error", "value", "formula", "reference"]),
     ("evaluate", &["error", "axes", "value", "arguments", "formula", "reference"]),
     ("convention", &["error", "formula"]),

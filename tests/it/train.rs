@@ -11,7 +11,8 @@ use clap::Parser;
 use grpo_oracle::Result;
 use grpo_oracle::llm::{Llm, Sampling};
 use grpo_oracle::options::{
-    ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, Sapo,
+    ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, LossOptions, Objective,
+    Sapo,
 };
 use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
@@ -21,7 +22,6 @@ use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{Examination, evaluate};
 use grpo_oracle::train::experience::Seen;
 use grpo_oracle::train::hub::{self, Hub};
-use grpo_oracle::train::loss::{LossOptions, Objective};
 use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
 use grpo_oracle::train::report::Run;
 use grpo_oracle::train::rollout::{self, Rollout};

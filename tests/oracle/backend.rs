@@ -1,8 +1,11 @@
-//! What is held against the reference: the reference itself in single precision, and libtorch on every device.
+//! What is held against the reference: the reference itself in single precision, libtorch on every device, and the fast
+//! paths.
 
 use grpo_oracle::Result;
 use grpo_oracle::conformance::{Dtype, compare};
 use grpo_oracle::evaluate::{Evaluation, Question, differentiable, gradient, read};
+#[cfg(feature = "torch")]
+use grpo_oracle::evaluate::{TorchAnswer, evaluate_fused, evaluate_torch};
 use grpo_oracle::formula::Formula;
 
 /// An implementation in one format on one device.
@@ -13,6 +16,9 @@ pub(crate) enum Backend {
     /// libtorch; real inputs are of this format.
     #[cfg(feature = "torch")]
     Torch(tch::Device, Dtype),
+    /// The fast paths, where there are any; real inputs are of this format.
+    #[cfg(feature = "torch")]
+    Fused(Dtype),
 }
 
 /// An answer: name (`grad:` before an input's), values, and the format that they come in.
@@ -28,6 +34,7 @@ impl Backend {
             let cuda = (0..tch::Cuda::device_count() as usize).map(tch::Device::Cuda);
             let devices = std::iter::once(tch::Device::Cpu).chain(cuda);
             backends.extend(devices.flat_map(|device| Dtype::ALL.map(|dtype| Self::Torch(device, dtype))));
+            backends.extend([Dtype::F64, Dtype::F32].map(Self::Fused));
         }
         backends
     }
@@ -39,6 +46,8 @@ impl Backend {
             Self::Torch(tch::Device::Cuda(index), dtype) => format!("cuda{index}-{}", dtype.name()),
             #[cfg(feature = "torch")]
             Self::Torch(_, dtype) => format!("cpu-{}", dtype.name()),
+            #[cfg(feature = "torch")]
+            Self::Fused(dtype) => format!("fused-cpu-{}", dtype.name()),
         }
     }
 
@@ -47,6 +56,8 @@ impl Backend {
             Self::Reference => false,
             #[cfg(feature = "torch")]
             Self::Torch(device, _) => device.is_cuda(),
+            #[cfg(feature = "torch")]
+            Self::Fused(_) => false,
         }
     }
 
@@ -55,7 +66,7 @@ impl Backend {
         match self {
             Self::Reference => false,
             #[cfg(feature = "torch")]
-            Self::Torch(_, dtype) => *dtype != Dtype::Bf16,
+            Self::Torch(_, dtype) | Self::Fused(dtype) => *dtype != Dtype::Bf16,
         }
     }
 
@@ -64,7 +75,7 @@ impl Backend {
         match self {
             Self::Reference => Dtype::F32,
             #[cfg(feature = "torch")]
-            Self::Torch(_, dtype) => *dtype,
+            Self::Torch(_, dtype) | Self::Fused(dtype) => *dtype,
         }
     }
 
@@ -75,6 +86,8 @@ impl Backend {
             Self::Reference => true,
             #[cfg(feature = "torch")]
             Self::Torch(..) => formula.torch.is_some(),
+            #[cfg(feature = "torch")]
+            Self::Fused(_) => formula.fused.is_some(),
         }
     }
 
@@ -101,7 +114,9 @@ impl Backend {
                 Ok(answer)
             }
             #[cfg(feature = "torch")]
-            Self::Torch(device, dtype) => torch_answer(id, question, *device, *dtype),
+            Self::Torch(device, dtype) => arrays(evaluate_torch(id, question, *device, dtype.kind())?),
+            #[cfg(feature = "torch")]
+            Self::Fused(dtype) => arrays(evaluate_fused(id, question, tch::Device::Cpu, dtype.kind())?),
         }
     }
 }
@@ -126,8 +141,7 @@ pub(crate) fn judge(expected: &Evaluation, answer: &Answer) -> Result<(), String
 }
 
 #[cfg(feature = "torch")]
-fn torch_answer(id: &str, question: &Question, device: tch::Device, dtype: Dtype) -> Result<Answer> {
-    let answer = grpo_oracle::evaluate::evaluate_torch(id, question, device, dtype.kind())?;
+fn arrays(answer: TorchAnswer) -> Result<Answer> {
     let arrays = answer.arrays()?.into_iter().map(|(name, array, kind)| {
         let dtype = Dtype::ALL.into_iter().find(|dtype| dtype.kind() == kind);
         (name, array.reals().to_vec(), dtype.unwrap())
