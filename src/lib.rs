@@ -30,6 +30,8 @@ pub mod file;
 pub mod fixture;
 pub mod formula;
 #[cfg(feature = "torch")]
+pub mod fused;
+#[cfg(feature = "torch")]
 pub mod hub;
 #[cfg(feature = "torch")]
 pub mod llm;
