@@ -19,6 +19,8 @@ mod extract;
 mod fixture_schema;
 mod fixtures;
 mod fuzz;
+#[cfg(feature = "torch")]
+mod head;
 mod identify;
 mod judge;
 mod kills;

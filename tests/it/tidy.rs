@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("llm", &["error", "file", "hub", "torch", "options"]),
     // Fast paths of what torch computes.
     ("fused", &["error", "axes", "options", "torch"]),
-    ("train", &["error", "file", "hub", "torch", "fused", "options", "llm"]),
+    ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "llm"]),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.
