@@ -327,7 +327,8 @@ fn to_probabilities(logits: &Tensor, targets: &Tensor, scratch: &Tensor) -> Scor
         // The largest entry's probability is exp(0) over the sum, so the sum need not be taken once more.
         let log_sum = -z.amax([-1], true).log();
         // A logit of -inf has the probability 0 and adds nothing to the entropy; any finite number says so.
-        let mean = (shifted.clamp_min_(lowest(z.kind())) * &z).sum_dim_intlist(1i64, true, None);
+        let _ = shifted.clamp_min_(lowest(z.kind())).g_mul_(&z);
+        let mean = shifted.sum_dim_intlist(1i64, true, None);
         Scores { logp: (chosen - &log_sum).squeeze_dim(1), entropy: (log_sum - mean).squeeze_dim(1) }
     });
     let rows: Vec<Scores> = rows.collect();
