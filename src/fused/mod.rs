@@ -1,14 +1,18 @@
 //! Fast paths: second implementations of formulas that stand in [`crate::reference`] and [`crate::torch`], with the same
-//! arguments, options and errors, in one pass and without an autograd graph. They hand out the gradient with the value,
-//! and the caller puts it into the graph of the model: `(logp * grad_logp).sum().backward()`.
+//! arguments, options and errors, without an autograd graph. They hand out the gradient with the value, and the caller
+//! puts it into the graph of the model: `(logp * grad_logp).sum().backward()`. The oracle holds them to the reference
+//! like the first, and whoever trains can do without them.
 //!
-//! * [`loss`]: a whole loss for given log-probabilities
-//! * [`objective`] and [`metrics`]: its parts by the names that they have elsewhere, for whoever wants one alone
+//! * [`loss`]: a whole loss for given log-probabilities, in one pass over the tokens
+//! * [`head`]: from hidden states to log-probabilities and gradients, without ever holding the logits
+//! * [`objective`], [`metrics`] and [`logprob`]: their parts by the names that they have elsewhere
 //!
-//! On the CPU they are loops over the tensors' memory. They share no arithmetic with the formulas that they are held
-//! against.
+//! On the CPU the losses are loops over the tensors' memory. They share no arithmetic with the formulas that they are
+//! held against.
 
 mod exp;
+pub mod head;
+pub mod logprob;
 pub mod loss;
 mod memory;
 pub mod metrics;

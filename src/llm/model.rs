@@ -185,7 +185,12 @@ impl Model {
 
     /// The logits `[.., V]` of hidden states `[.., H]`.
     pub fn head(&self, hidden: &Tensor) -> Tensor {
-        linear(hidden, self.head.as_ref().unwrap_or(&self.embedding))
+        linear(hidden, self.head_weight())
+    }
+
+    /// What [`Model::head`] multiplies by, `[V, H]`: a parameter of its own, or the embedding where the head is tied.
+    pub fn head_weight(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// As [`Model::hidden`], with the keys and values kept in an empty cache.

@@ -10,6 +10,7 @@ pub mod curves;
 pub mod data;
 pub mod evaluate;
 pub mod experience;
+pub mod head;
 pub mod health;
 pub mod hub;
 mod lines;

@@ -69,21 +69,33 @@ impl Responses {
     /// # Errors
     /// As [`logprob::token`].
     pub fn scored<'a>(&self, model: &'a Model, temperature: f64, checkpointing: bool) -> Result<Scored<'a>> {
+        let (states, checkpointed) = self.states_and_way_back(model, checkpointing);
+        Ok(Scored { scores: self.scores(model, &states, temperature)?, checkpointed })
+    }
+
+    /// [`Responses::states`], and what is to be called after their own `backward`.
+    pub(super) fn states_and_way_back<'a>(
+        &self,
+        model: &'a Model,
+        checkpointing: bool,
+    ) -> (Tensor, Option<Checkpointed<'a>>) {
         if !checkpointing {
-            return Ok(Scored { scores: self.score(model, temperature)?, checkpointed: None });
+            return (self.states(model), None);
         }
         let packed = self.packed();
         let checkpointed = model.checkpointed_at(&packed.tokens, &packed.positions, &packed.visible);
-        let scores = self.scores(model, &packed.states(checkpointed.hidden()), temperature)?;
-        Ok(Scored { scores, checkpointed: Some(checkpointed) })
+        (packed.states(checkpointed.hidden()), Some(checkpointed))
+    }
+
+    /// The response tokens, `[N]`, in the order of [`Responses::states`].
+    pub(super) fn targets(&self) -> Tensor {
+        self.gather(&self.halves(&self.tokens).1)
     }
 
     fn scores(&self, model: &Model, states: &Tensor, temperature: f64) -> Result<Scores> {
-        let (_, responses) = self.halves(&self.tokens);
-        let targets = responses.index(&[Some(&self.response_mask)]);
         let scores = logprob::token(
             &model.head(states).unsqueeze(0),
-            &targets.unsqueeze(0),
+            &self.targets().unsqueeze(0),
             &Softmax::at(temperature),
         )?;
         let spread = |of_tokens: &Tensor| self.spread(&of_tokens.squeeze_dim(0));
@@ -101,6 +113,11 @@ impl Responses {
         // Packing keeps the order of the rows, so the list of kept tokens is the same as here.
         let zeros = self.response_mask.zeros_like().to_kind(of_tokens.kind());
         zeros.masked_scatter(&self.response_mask, of_tokens)
+    }
+
+    /// What stands in the response tokens' places, `[b, T]`, as a list, `[N]`: what [`Responses::spread`] undoes.
+    pub fn gather(&self, of_places: &Tensor) -> Tensor {
+        of_places.index(&[Some(&self.response_mask)])
     }
 
     /// Some rows, cut to the longest prompt and the longest response among them.

@@ -21,6 +21,8 @@ mod fixtures;
 #[cfg(feature = "torch")]
 mod fused;
 mod fuzz;
+#[cfg(feature = "torch")]
+mod head;
 mod identify;
 mod judge;
 mod kills;

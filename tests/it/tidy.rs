@@ -31,7 +31,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("hub", &["error"]),
     ("llm", &["error", "file", "hub", "torch", "options"]),
-    ("train", &["error", "file", "hub", "torch", "options", "llm"]),
+    // Fast paths of what torch computes.
+    ("fused", &["error", "axes", "options", "torch"]),
+    ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "llm"]),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.

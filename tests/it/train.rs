@@ -870,13 +870,18 @@ fn off_policy(policy: &Llm, reference: &Llm, rollout: &Rollout) -> Seen {
     seen
 }
 
-fn ragged_responses(group: &[i64]) -> Responses {
+pub(crate) fn ragged_responses(group: &[i64]) -> Responses {
     let (Rollout { tokens, attention_mask, response_mask, .. }, _) = ragged();
     Responses { tokens, attention_mask, response_mask, group: Tensor::from_slice(group) }
 }
 
 fn loss(loss_agg_mode: LossAggMode) -> ActorLoss {
     ActorLoss { aggregate: Aggregate::local(loss_agg_mode), ..ActorLoss::grpo() }
+}
+
+/// An objective with a KL and an entropy term beside it.
+pub(crate) fn step_loss(objective: Objective, mode: LossAggMode) -> LossOptions {
+    LossOptions { objective, terms: ActorLoss { kl_loss_coef: 0.3, entropy_coeff: 0.1, ..loss(mode) } }
 }
 
 fn vanilla(mode: LossAggMode) -> LossOptions {
