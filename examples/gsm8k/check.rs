@@ -18,8 +18,8 @@ const GRADIENT_LIMIT: usize = 4096;
 /// `unsupported` if they are further apart than rounding explains.
 pub(crate) fn against_reference(record: &LossRecord) -> Result<String> {
     let dtype = if record.inputs.logp.kind() == Kind::Double { Dtype::F64 } else { Dtype::F32 };
-    let numbers = Numbers::of(&record.inputs)?;
-    let loss = numbers.loss(&record.options, Bounded::exact, Bounded::exact)?;
+    let inputs = Numbers::of(&record.inputs)?;
+    let loss = inputs.loss(&record.options, Bounded::exact, Bounded::exact)?;
     let off = worst(&[loss.value], &[loss.error], &[record.loss], dtype);
     let loss_excess = off.map_or(0.0, |off| off.excess);
     let mut said = format!(
@@ -28,10 +28,10 @@ pub(crate) fn against_reference(record: &LossRecord) -> Result<String> {
         record.loss, loss.value
     );
     let mut gradient_excess = 0.0;
-    if numbers.logp.len() <= GRADIENT_LIMIT {
-        let right = numbers.gradient(&record.options)?;
+    if inputs.logp.len() <= GRADIENT_LIMIT {
+        let right = inputs.gradient(&record.options)?;
         let split: (Vec<f64>, Vec<f64>) = right.iter().map(|entry| (entry.value, entry.error)).unzip();
-        let got = libtorchs_gradient(record)?;
+        let got = numbers(&record.grad_logp);
         gradient_excess = worst(&split.0, &split.1, &got, dtype).map_or(0.0, |off| off.excess);
         said += &format!("; its gradient agrees at all {} tokens ({gradient_excess:.2})", right.len());
     }
@@ -129,21 +129,6 @@ impl Numbers {
             })
             .collect()
     }
-}
-
-fn libtorchs_gradient(record: &LossRecord) -> Result<Vec<f64>> {
-    let LossInputs { logp, logp_old, logp_ref, advantages, mask, entropy } = &record.inputs;
-    let leaf = logp.copy().set_requires_grad(true);
-    let again = LossInputs {
-        logp: leaf.shallow_clone(),
-        logp_old: logp_old.shallow_clone(),
-        logp_ref: logp_ref.as_ref().map(Tensor::shallow_clone),
-        advantages: advantages.shallow_clone(),
-        mask: mask.shallow_clone(),
-        entropy: entropy.as_ref().map(Tensor::shallow_clone),
-    };
-    loss::loss(&again, &record.options)?.loss.backward();
-    Ok(numbers(&leaf.grad()))
 }
 
 fn array(tensor: &Tensor) -> Result<Array2<f64>> {

@@ -233,23 +233,21 @@ fn fused_head(inputs: &Inputs) -> Result<Call> {
 
         let head = Head::new(&weight, &Softmax::at(1.0))?;
         let mut grad_weight = Tensor::zeros(weight.size(), (head.kind(), weight.device()));
-        let mut sums: Option<fused::TokenSums> = None;
+        let mut sums = fused::TokenSums::none(weight.device());
         let out =
             head.with_gradients(&states, &of_tokens(&targets), Some(&mut grad_weight), |range, scores| {
                 let own = |tensor: &Tensor| tensor.narrow(0, range.start, range.end - range.start);
+                let logp_ref = logp_ref.as_ref().map(own);
                 let tokens = fused::Tokens {
                     logp: &scores.logp,
                     logp_old: &own(&logp_old),
-                    logp_ref: logp_ref.as_ref().map(own).as_ref(),
+                    logp_ref: logp_ref.as_ref(),
                     advantages: &own(&advantages),
                     entropy: None,
                     weights: &own(&weights),
                 };
                 let swept = fused::sweep(&tokens, &options)?;
-                match &mut sums {
-                    Some(sums) => sums.add(&swept.sums),
-                    none => *none = Some(swept.sums),
-                }
+                sums.add(&swept.sums);
                 Ok(ScoreGradients { logp: swept.grad_logp, entropy: None })
             })?;
         let grad_hidden = hidden.zeros_like().to_kind(out.grad_hidden.kind()).index_put(
@@ -257,7 +255,7 @@ fn fused_head(inputs: &Inputs) -> Result<Call> {
             &out.grad_hidden,
             false,
         );
-        let value = sums.map(|sums| sums.numbers(&options).loss);
+        let value = Some(sums.numbers(&options).loss);
         Ok(Computed { value, gradients: vec![grad_hidden, grad_weight] })
     }))
 }

@@ -71,6 +71,11 @@ pub struct Metrics {
 pub struct TokenSums(Tensor);
 
 impl TokenSums {
+    /// The sums of no tokens.
+    pub fn none(device: Device) -> Self {
+        Self(Tensor::zeros([Sums::COUNT as i64], (Kind::Double, device)))
+    }
+
     fn of(sums: Sums) -> Self {
         Self(Tensor::from_slice(&sums.to_array()))
     }
@@ -182,7 +187,6 @@ pub fn loss(
         Kind::Double => batch.on_cpu::<f64>(options)?,
         _ => batch.on_cpu::<f32>(options)?,
     };
-    let as_given = |gradient: Tensor, of: &Tensor| gradient.to_kind(at_least_f32(of.kind()));
     Ok(FusedLoss {
         grad_logp: as_given(grad_logp, logp),
         grad_entropy: grad_entropy.zip(entropy).map(|(gradient, entropy)| as_given(gradient, entropy)),
@@ -278,7 +282,16 @@ pub fn sweep(tokens: &Tokens<'_>, options: &LossOptions) -> Result<Swept> {
         Kind::Double => batch.swept::<f64>(entries(&weights)?, options)?,
         _ => batch.swept::<f32>(entries(&weights)?, options)?,
     };
-    Ok(Swept { grad_logp, grad_entropy, sums })
+    Ok(Swept {
+        grad_logp: as_given(grad_logp, logp),
+        grad_entropy: grad_entropy.zip(entropy).map(|(gradient, entropy)| as_given(gradient, entropy)),
+        sums,
+    })
+}
+
+/// A gradient in the kind of what it is the gradient by, in single precision at least.
+fn as_given(gradient: Tensor, of: &Tensor) -> Tensor {
+    gradient.to_kind(at_least_f32(of.kind()))
 }
 
 /// What every token of a row weighs in the loss of the batch, `[B]`, in double precision and without a gradient.

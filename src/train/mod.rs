@@ -15,6 +15,7 @@ pub mod health;
 pub mod hub;
 mod lines;
 pub mod loss;
+mod micro_batch;
 pub mod optim;
 pub mod page;
 pub mod progress;

@@ -11,14 +11,15 @@ use tch::{Device, Kind, Tensor};
 use super::algorithm::Advantages;
 use super::config::Config;
 use super::experience::Seen;
-use super::loss::{LossInputs, loss, options_of, with_counts};
+use super::loss::{LossInputs, options_of, with_counts};
+use super::micro_batch::{MicroBatch, Passed, Policy};
 use super::optim::AdamW;
 use super::progress;
 use super::rollout::Rollout;
-use super::score::{Responses, Scores};
+use super::score::Responses;
+use crate::fused;
 use crate::llm::Model;
 use crate::options::LossOptions;
-use crate::torch;
 use crate::{Error, Result};
 
 /// How updates are made.
@@ -38,6 +39,8 @@ pub struct StepOptions {
     pub max_grad_norm: f64,
     /// Whether the layers are computed once more on the way back: less memory, the same gradient.
     pub gradient_checkpointing: bool,
+    /// Whether the head and the loss are the fused ones: less time and memory, the same gradient within rounding.
+    pub fused: bool,
 }
 
 impl StepOptions {
@@ -55,6 +58,8 @@ impl StepOptions {
             temperature: config.actor_rollout_ref.rollout.temperature,
             max_grad_norm: actor.grad_clip,
             gradient_checkpointing: config.actor_rollout_ref.model.enable_gradient_checkpointing,
+            fused: config.actor_rollout_ref.model.use_fused_kernels
+                && fused::loss::check_device(device).is_ok(),
         };
         for (name, size) in [
             ("ppo_mini_batch_size", options.mini_batch),
@@ -132,6 +137,8 @@ pub struct LossRecord {
     pub options: LossOptions,
     /// The micro-batch's loss.
     pub loss: f64,
+    /// Its gradient by the log-probabilities, `[b, T]`: the one that went on into the model.
+    pub grad_logp: Tensor,
 }
 
 /// Goes once through the rollout and moves the policy; also returns what went into the first micro-batch's loss, if
@@ -232,41 +239,33 @@ impl Batch<'_> {
         metrics: &mut StepMetrics,
     ) -> Result<LossRecord> {
         let responses = self.responses.rows(rows);
-        let scored =
-            responses.scored(policy, self.options.temperature, self.options.gradient_checkpointing)?;
-        let Scores { logp, entropy } = scored.scores.shallow_clone();
         let own = |tensor: &Tensor| tensor.index_select(0, rows).narrow(1, 0, responses.width());
         let terms = &loss_options.terms;
-        let mut inputs = LossInputs {
-            // The policy has not moved yet where nobody kept what its log-probabilities were.
-            logp_old: self.seen.logp_old.as_ref().map_or_else(|| logp.detach(), own),
+        let micro_batch = MicroBatch {
+            logp_old: self.seen.logp_old.as_ref().map(own),
             logp_ref: self.seen.logp_ref.as_ref().filter(|_| terms.kl_loss_coef != 0.0).map(own),
             advantages: own(&self.advantages.advantages),
             mask: own(&self.advantages.loss_mask),
-            entropy: (terms.entropy_coeff != 0.0).then(|| entropy.shallow_clone()),
-            logp,
+            responses,
         };
-        let out = loss(&inputs, loss_options)?;
-        scored.backward(&out.loss)?;
-        inputs.logp = inputs.logp.detach();
-        inputs.entropy = inputs.entropy.map(|entropy| entropy.detach());
-
-        let LossInputs { logp, logp_old, advantages, mask, .. } = &inputs;
-        let ratio = torch::metrics::policy(logp, logp_old, advantages, mask, &loss_options.clip())?;
-        let share = count(mask) as f64 / tokens;
-        let own_loss = out.loss.double_value(&[]);
-        metrics.loss += own_loss;
-        metrics.policy_loss += out.policy_loss.double_value(&[]);
+        let StepOptions { temperature, gradient_checkpointing: checkpointing, .. } = *self.options;
+        let policy = Policy { model: policy, temperature, checkpointing };
+        let Passed { inputs, grad_logp, figures } = match self.options.fused {
+            true => micro_batch.fused(policy, loss_options)?,
+            false => micro_batch.by_graph(policy, loss_options)?,
+        };
+        let share = figures.tokens / tokens;
+        metrics.loss += figures.loss;
+        metrics.policy_loss += figures.policy_loss;
         if inputs.logp_ref.is_some() {
-            *metrics.kl.get_or_insert_default() += out.kl_loss.double_value(&[]);
+            *metrics.kl.get_or_insert_default() += figures.kl_loss;
         }
-        metrics.clip_fraction += share * ratio.clip_fraction.double_value(&[]);
-        metrics.clip_fraction_lower += share * ratio.clip_fraction_lower.double_value(&[]);
-        metrics.ppo_kl += share * ratio.ppo_kl.double_value(&[]);
-        metrics.ratio_mean += share * ratio.ratio_mean.double_value(&[]);
-        let kept_entropy = entropy.masked_fill(&mask.logical_not(), 0.0);
-        metrics.entropy += kept_entropy.sum(Kind::Double).double_value(&[]) / tokens;
-        Ok(LossRecord { inputs, options: *loss_options, loss: own_loss })
+        metrics.clip_fraction += share * figures.clip_fraction;
+        metrics.clip_fraction_lower += share * figures.clip_fraction_lower;
+        metrics.ppo_kl += share * figures.ppo_kl;
+        metrics.ratio_mean += share * figures.ratio_mean;
+        metrics.entropy += figures.entropy_sum / tokens;
+        Ok(LossRecord { inputs, options: *loss_options, loss: figures.loss, grad_logp })
     }
 }
 

@@ -61,26 +61,28 @@ pub(crate) fn objectives() -> Vec<Objective> {
 }
 
 #[test]
-fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
+fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch_fused_or_not() {
     let (policy, reference) = (tiny(1, Kind::Double), tiny(2, Kind::Double));
     let (rollout, advantages) = ragged();
     let seen = off_policy(&policy, &reference, &rollout);
     for (objective, mode) in objectives().into_iter().flat_map(|o| MODES.map(|mode| (o, mode))) {
         let name = format!("{objective:?}, {mode:?}");
-        let gradients = |micro_batch: usize| {
+        let gradients = |micro_batch: usize, fused: bool| {
             let terms = ActorLoss { kl_loss_coef: 0.3, entropy_coeff: 0.1, ..loss(mode) };
-            let options = StepOptions { micro_batch, ..step_options(LossOptions { objective, terms }) };
+            let options =
+                StepOptions { micro_batch, fused, ..step_options(LossOptions { objective, terms }) };
             let mut optimizer = still(&policy);
             let (metrics, record) =
                 step::update(&policy.model, &mut optimizer, &rollout, &seen, &advantages, &options).unwrap();
             assert_eq!(record.unwrap().inputs.logp.size()[0], micro_batch.min(6) as i64);
             (metrics, all_gradients(&policy))
         };
-        let (whole, gradient) = gradients(6);
+        let (whole, gradient) = gradients(6, false);
         let largest = gradient.abs().max().double_value(&[]);
         assert!(largest > 1e-3, "{name}: there is no gradient to compare");
-        for micro_batch in [1, 4, 100] {
-            let (parts, sum) = gradients(micro_batch);
+        for (micro_batch, fused) in [(1, false), (4, false), (100, false), (6, true), (4, true)] {
+            let name = format!("{name}{}", if fused { ", fused" } else { "" });
+            let (parts, sum) = gradients(micro_batch, fused);
             let difference = (&sum - &gradient).abs().max().double_value(&[]);
             // The rotary embedding rounds to f32 whatever the model's kind.
             assert!(
@@ -89,6 +91,9 @@ fn gradients_of_micro_batches_sum_to_those_of_the_whole_batch() {
             );
             for (figure, a, b) in [
                 ("loss", parts.loss, whole.loss),
+                ("policy_loss", parts.policy_loss, whole.policy_loss),
+                ("clip_fraction", parts.clip_fraction, whole.clip_fraction),
+                ("ppo_kl", parts.ppo_kl, whole.ppo_kl),
                 ("kl", parts.kl.unwrap(), whole.kl.unwrap()),
                 ("entropy", parts.entropy, whole.entropy),
                 ("ratio_mean", parts.ratio_mean, whole.ratio_mean),
@@ -898,6 +903,7 @@ fn step_options(loss: LossOptions) -> StepOptions {
         temperature: 1.0,
         max_grad_norm: 1e9,
         gradient_checkpointing: false,
+        fused: true,
     }
 }
 

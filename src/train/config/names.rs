@@ -77,7 +77,6 @@ pub(super) const FOREIGN: &[(&str, Foreign)] = &[
     ("actor_rollout_ref.rollout.multi_turn.*", Refused("a response has one turn; leave the key out")),
     // verl, memory and speed
     ("actor_rollout_ref.model.use_remove_padding", Idle(NO_MEMORY)),
-    ("actor_rollout_ref.model.use_fused_kernels", Idle(NO_MEMORY)),
     ("actor_rollout_ref.model.use_liger", Idle(NO_MEMORY)),
     ("actor_rollout_ref.model.use_shm", Idle(NO_MEMORY)),
     ("actor_rollout_ref.model.trust_remote_code", Idle("no code of the model's directory is run")),
