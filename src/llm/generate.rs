@@ -27,10 +27,13 @@ pub struct Sampling {
 }
 
 /// The responses to a batch of prompts, in the prompts' order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
     /// The response's tokens for each prompt, the stop token included when it was produced.
     pub tokens: Vec<Vec<i64>>,
+    /// The log-probability of each of these tokens under softmax(logits / temperature), whatever `top_p` and `top_k` left
+    /// out; 0 at temperature 0.
+    pub logp: Vec<Vec<f32>>,
     /// Whether the response ended by a stop token and not by the length limit.
     pub stopped: Vec<bool>,
 }
@@ -251,7 +254,11 @@ impl<'a> Responses<'a> {
             stream
         };
         Self {
-            generation: Generation { tokens: vec![Vec::new(); count], stopped: vec![false; count] },
+            generation: Generation {
+                tokens: vec![Vec::new(); count],
+                logp: vec![Vec::new(); count],
+                stopped: vec![false; count],
+            },
             open: vec![true; count],
             streams: (0..count).map(stream).collect(),
             stop_tokens,
@@ -267,21 +274,26 @@ impl<'a> Responses<'a> {
     fn draw(&mut self, logits: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let uniforms: Vec<f32> = rows.iter().map(|&row| self.streams[row].random()).collect();
         let uniforms = Tensor::from_slice(&uniforms).to_device(logits.device());
-        let next = sample(logits, &uniforms, self.sampling);
-        let ids: Vec<i64> =
-            Vec::try_from(&next).map_err(|e| Error::input("logits", format!("cannot be read ({e})")))?;
-        let finite = logits.gather(1, &next.unsqueeze(1), false).isfinite().all();
-        if finite.int64_value(&[]) == 0 {
+        let Drawn { next, logp } = sample(logits, &uniforms, self.sampling);
+        // All that the host wants of the device, at once: each row's token, its log-probability, and its logit.
+        let chosen = logits.gather(1, &next.unsqueeze(1), false).squeeze_dim(1);
+        let told = Tensor::stack(&[&next, &logp, &chosen].map(|of_rows| of_rows.to_kind(Kind::Double)), 0);
+        let told: Vec<Vec<f64>> =
+            Vec::try_from(told).map_err(|e| Error::input("logits", format!("cannot be read ({e})")))?;
+        let [ids, logp, chosen] = &told[..] else { return Ok(next) };
+        if !chosen.iter().all(|logit| logit.is_finite()) {
             return Err(Error::input(
                 "logits",
                 "are not finite; the model's weights are broken or have diverged",
             ));
         }
-        for (&row, id) in rows.iter().zip(ids) {
+        for ((&row, &id), &logp) in rows.iter().zip(ids).zip(logp) {
             if !self.open[row] {
                 continue;
             }
+            let id = id as i64;
             self.generation.tokens[row].push(id);
+            self.generation.logp[row].push(logp as f32);
             self.generation.stopped[row] = self.stop_tokens.contains(&id);
             self.open[row] = !self.generation.stopped[row]
                 && self.generation.tokens[row].len() < self.sampling.max_new_tokens;
@@ -290,23 +302,32 @@ impl<'a> Responses<'a> {
     }
 }
 
+/// A token for each row, and its log-probability.
+struct Drawn {
+    next: Tensor,
+    logp: Tensor,
+}
+
 /// One token for each row of logits `[rows, V]`: the one where the cumulative probability passes the row's
 /// uniform number. The order of summation is the vocabulary's, so no row depends on another one's ties.
-fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Tensor {
+fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Drawn {
     if sampling.temperature == 0. {
-        return logits.argmax(-1, false);
+        let next = logits.argmax(-1, false);
+        return Drawn { logp: uniforms.zeros_like(), next };
     }
-    let probabilities = (logits.to_kind(Kind::Float) / sampling.temperature).softmax(-1, Kind::Float);
-    let probabilities = match sampling.top_k {
-        Some(k) if (k as i64) < probabilities.size()[1] => likeliest(&probabilities, k as i64),
-        _ => probabilities,
+    let all = (logits.to_kind(Kind::Float) / sampling.temperature).softmax(-1, Kind::Float);
+    let likeliest = match sampling.top_k {
+        Some(k) if (k as i64) < all.size()[1] => likeliest(&all, k as i64),
+        _ => all.shallow_clone(),
     };
-    let kept = if sampling.top_p < 1. { nucleus(&probabilities, sampling.top_p) } else { probabilities };
+    let kept = if sampling.top_p < 1. { nucleus(&likeliest, sampling.top_p) } else { likeliest };
     let cumulative = kept.cumsum(-1, Kind::Float);
     let vocabulary = kept.size()[1];
     let target = uniforms.unsqueeze(1) * cumulative.narrow(1, vocabulary - 1, 1);
     let next = target.searchsorted(&cumulative, false, true, "right", None::<Tensor>);
-    next.squeeze_dim(1).clamp_max(vocabulary - 1) // past the end only if the logits are not finite
+    let next = next.clamp_max(vocabulary - 1); // past the end only if the logits are not finite
+    let logp = all.gather(1, &next, false).log().squeeze_dim(1);
+    Drawn { next: next.squeeze_dim(1), logp }
 }
 
 /// Sets all but the `k` most likely tokens to 0 and scales the rest to the sum 1.
@@ -346,7 +367,7 @@ mod tests {
     fn counts_of(logits: &[f32], sampling: &Sampling) -> Vec<i64> {
         let uniforms = (Tensor::arange(EVEN, (Kind::Float, Device::Cpu)) + 0.5) / EVEN;
         let rows = Tensor::from_slice(logits).unsqueeze(0).expand([EVEN, -1], false);
-        let drawn = sample(&rows, &uniforms, sampling);
+        let drawn = sample(&rows, &uniforms, sampling).next;
         Vec::try_from(drawn.bincount(None::<Tensor>, logits.len() as i64)).unwrap()
     }
 

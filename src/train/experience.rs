@@ -61,13 +61,13 @@ impl Models<'_> {
         // The policy moves between optimiser steps. A single one needs no pass of its own: nothing has moved yet.
         let several = config.actor_rollout_ref.actor.ppo_epochs > 1
             || rollout.texts.len() > updating.mini_batch * rollout.n;
+        let is_kept = config.algorithm.rollout_correction.bypass_mode;
+        let logp_old = || if is_kept { Ok(rollout.logp()) } else { logp(&self.policy.model) };
         let baselines = || rollout.baselines(self.policy, config.data.max_response_length, &grading);
         Ok(Seen {
             rewards: rollout.rewards(&grading)?,
             baselines: algorithm.needs_baselines().then(baselines).transpose()?,
-            logp_old: (several || algorithm.needs_logp_old())
-                .then(|| logp(&self.policy.model))
-                .transpose()?,
+            logp_old: (several || is_kept || algorithm.needs_logp_old()).then(logp_old).transpose()?,
             logp: None,
             logp_ref: self.reference.map(logp).transpose()?,
             values: self.critic.map(|critic| critic.values(&responses)).transpose()?,

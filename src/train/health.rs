@@ -7,6 +7,10 @@ use crate::Result;
 use crate::options::HealthRules;
 use crate::torch::metrics;
 
+/// How far the probabilities of sampling and of training may be apart in the mean, where one model computes both: bf16
+/// weights bring a few thousandths.
+const MOST_APART: f64 = 0.01;
+
 /// Watches the rules from step to step.
 #[derive(Debug, Default)]
 pub struct Watch {
@@ -21,6 +25,7 @@ enum Rule {
     Kl,
     Clipped,
     Ratio,
+    Rollout,
     AdvantageMean,
     AdvantageStd,
 }
@@ -91,6 +96,16 @@ fn amiss(line: &StepLine, is_normalised: bool) -> Result<Vec<(Rule, String)>> {
             format!(
                 "the mean ratio is {:.3}, not near 1: the policy has moved far in one step",
                 update.ratio_mean
+            ),
+        );
+    }
+    if update.rollout_probs_diff_mean > MOST_APART {
+        say(
+            Rule::Rollout,
+            format!(
+                "the probabilities that tokens were drawn with are {:.3} off those that the update computes, and up to {:.3}: \
+                 they may not stand for each other, so leave algorithm.rollout_correction.bypass_mode off",
+                update.rollout_probs_diff_mean, update.rollout_probs_diff_max
             ),
         );
     }

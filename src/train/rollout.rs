@@ -40,6 +40,8 @@ pub struct Rollout {
     pub prompts: Vec<Vec<i64>>,
     /// The response of each row, unpadded.
     pub answers: Vec<Vec<i64>>,
+    /// The log-probability that each of its tokens was drawn with, at the sampling temperature.
+    pub drawn_logp: Vec<Vec<f32>>,
     /// Rollouts that it took to find enough groups whose rewards differ; 1 where nobody asked for that.
     pub gen_batches: usize,
     /// Groups that were sampled and left out because their rewards were all equal.
@@ -64,6 +66,12 @@ impl Rollout {
     /// The responses' padded width T.
     pub fn response_length(&self) -> i64 {
         self.response_mask.size()[1]
+    }
+
+    /// The log-probabilities that the tokens were drawn with, `[B, T]` f32; 0 in masked slots.
+    pub fn logp(&self) -> Tensor {
+        let of_tokens = Tensor::from_slice(&self.drawn_logp.concat()).to_device(self.tokens.device());
+        self.responses().spread(&of_tokens)
     }
 
     /// What each response is worth, `[B]` f32: 1 if its final answer is right, else 0.
@@ -128,6 +136,7 @@ impl Rollout {
             stopped: kept().map(|(part, row)| part.stopped[row]).collect(),
             prompts,
             answers: responses,
+            drawn_logp: kept().map(|(part, row)| part.drawn_logp[row].clone()).collect(),
             gen_batches: parts.len(),
             dropped_groups: 0,
             sampled_reward: None,
@@ -164,6 +173,7 @@ pub fn sample(llm: &Llm, problems: &[&Problem], n: usize, sampling: &Sampling) -
         stopped: generation.stopped,
         prompts,
         answers: generation.tokens,
+        drawn_logp: generation.logp,
         gen_batches: 1,
         dropped_groups: 0,
         sampled_reward: None,

@@ -190,12 +190,16 @@ impl Responses {
         Packed { tokens, positions, visible, before, response_mask }
     }
 
-    /// All rows scored without gradients, `size` of them at a time; the log-probabilities, `[b, T]`.
+    /// All rows scored without gradients, `size` of them at a time and by the fused head if asked for; the
+    /// log-probabilities, `[b, T]`.
     ///
     /// # Errors
     /// As [`Responses::score`].
-    pub fn frozen_logp(&self, model: &Model, temperature: f64, size: usize) -> Result<Tensor> {
-        self.piece_by_piece(size, |piece| Ok(piece.score(model, temperature)?.logp))
+    pub fn frozen_logp(&self, model: &Model, temperature: f64, size: usize, fused: bool) -> Result<Tensor> {
+        self.piece_by_piece(size, |piece| match fused {
+            true => Ok(piece.before_head(model, temperature, false).scores()?.logp),
+            false => Ok(piece.score(model, temperature)?.logp),
+        })
     }
 
     /// Something of each token, `[b, T]`, computed without gradients from `size` rows at a time.

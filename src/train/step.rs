@@ -79,7 +79,7 @@ impl StepOptions {
     /// # Errors
     /// As [`Responses::score`].
     pub fn logp(&self, policy: &Model, rollout: &Rollout) -> Result<Tensor> {
-        rollout.responses().frozen_logp(policy, self.temperature, self.micro_batch)
+        rollout.responses().frozen_logp(policy, self.temperature, self.micro_batch, self.fused)
     }
 
     /// The same in another order of the problems.
@@ -114,6 +114,11 @@ pub struct StepMetrics {
     pub ratio_mean: f64,
     /// The policy's entropy in nats.
     pub entropy: f64,
+    /// The largest difference between the probability that a token was drawn with and the one that the update starts
+    /// from, before the policy moves; over the first optimiser step's responses.
+    pub rollout_probs_diff_max: f64,
+    /// The mean of these differences.
+    pub rollout_probs_diff_mean: f64,
     /// The gradient's global norm before it was clipped.
     pub grad_norm: f64,
     /// The learning rate.
@@ -158,7 +163,7 @@ pub fn update(
 ) -> Result<(StepMetrics, Option<LossRecord>)> {
     check(seen, options)?;
     let started = Instant::now();
-    let batch = Batch { responses: rollout.responses(), seen, advantages, options };
+    let batch = Batch { responses: rollout.responses(), drawn: rollout.logp(), seen, advantages, options };
     let signal = batch.rows_with_signal();
     let mini_batches = mini_batches(rollout, &signal, options);
     let bar =
@@ -203,6 +208,8 @@ pub(super) fn diverged(norm: f64) -> Error {
 /// A rollout and what is made of it, row by row.
 struct Batch<'a> {
     responses: Responses,
+    /// What the tokens were drawn with, `[B, T]`.
+    drawn: Tensor,
     seen: &'a Seen,
     advantages: &'a Advantages,
     options: &'a StepOptions,
@@ -239,7 +246,8 @@ impl Batch<'_> {
         metrics: &mut StepMetrics,
     ) -> Result<LossRecord> {
         let responses = self.responses.rows(rows);
-        let own = |tensor: &Tensor| tensor.index_select(0, rows).narrow(1, 0, responses.width());
+        let width = responses.width();
+        let own = |tensor: &Tensor| tensor.index_select(0, rows).narrow(1, 0, width);
         let terms = &loss_options.terms;
         let micro_batch = MicroBatch {
             logp_old: self.seen.logp_old.as_ref().map(own),
@@ -265,6 +273,12 @@ impl Batch<'_> {
         metrics.ppo_kl += share * figures.ppo_kl;
         metrics.ratio_mean += share * figures.ratio_mean;
         metrics.entropy += figures.entropy_sum / tokens;
+        if metrics.updates == 0 && figures.tokens > 0.0 {
+            let off = (inputs.logp.exp() - own(&self.drawn).exp()).abs().masked_select(&inputs.mask);
+            let largest = off.max().double_value(&[]);
+            metrics.rollout_probs_diff_max = metrics.rollout_probs_diff_max.max(largest);
+            metrics.rollout_probs_diff_mean += share * off.mean(Kind::Double).double_value(&[]);
+        }
         Ok(LossRecord { inputs, options: *loss_options, loss: figures.loss, grad_logp })
     }
 }
@@ -308,6 +322,9 @@ impl StepMetrics {
             train_tokens_per_s: passes.iter().map(|pass| pass.train_tokens_per_s * pass.seconds).sum::<f64>()
                 / seconds,
             seconds,
+            // Later passes start from a policy that has moved.
+            rollout_probs_diff_max: passes[0].rollout_probs_diff_max,
+            rollout_probs_diff_mean: passes[0].rollout_probs_diff_mean,
             ..last
         }
     }

@@ -181,7 +181,8 @@ fn later_updates_of_a_step_are_off_policy() {
         let (rollout, advantages) = ragged();
         let mut seen = Seen::rewards(Tensor::zeros([6], (Kind::Double, Device::Cpu)));
         let several = passes > 1 || mini_batch < 2;
-        seen.logp_old = several.then(|| rollout.responses().frozen_logp(&policy.model, 1.0, 4).unwrap());
+        seen.logp_old =
+            several.then(|| rollout.responses().frozen_logp(&policy.model, 1.0, 4, false).unwrap());
         let mut optimizer = optimizer(&policy, 1e-2);
         let options =
             StepOptions { mini_batch, micro_batch: 2, ..step_options(vanilla(LossAggMode::TokenMean)) };
@@ -213,7 +214,7 @@ fn each_pass_goes_through_the_problems_in_an_order_of_its_own() {
         let policy = tiny(1, Kind::Float);
         let (rollout, advantages) = ragged();
         let mut seen = Seen::rewards(Tensor::zeros([6], (Kind::Float, Device::Cpu)));
-        seen.logp_old = Some(rollout.responses().frozen_logp(&policy.model, 1.0, 6).unwrap());
+        seen.logp_old = Some(rollout.responses().frozen_logp(&policy.model, 1.0, 6, true).unwrap());
         let options = StepOptions { mini_batch: 1, shuffle, ..step_options(vanilla(LossAggMode::TokenMean)) };
         let mut optimizer = optimizer(&policy, 1e-2);
         step::update(&policy.model, &mut optimizer, &rollout, &seen, &advantages, &options).unwrap();
@@ -845,6 +846,7 @@ pub(crate) fn ragged() -> (Rollout, Advantages) {
         texts: vec![String::new(); 6],
         lengths: responses.iter().map(Vec::len).collect(),
         stopped: vec![true; 6],
+        drawn_logp: responses.iter().map(|response| vec![-1.0; response.len()]).collect(),
         prompts,
         answers: responses,
         gen_batches: 1,
@@ -866,7 +868,7 @@ pub(crate) fn ragged() -> (Rollout, Advantages) {
 
 /// The log-probabilities of responses that a policy near this one sampled, and of a reference policy.
 fn off_policy(policy: &Llm, reference: &Llm, rollout: &Rollout) -> Seen {
-    let logp = |llm: &Llm| rollout.responses().frozen_logp(&llm.model, 1.0, 4).unwrap();
+    let logp = |llm: &Llm| rollout.responses().frozen_logp(&llm.model, 1.0, 4, true).unwrap();
     let now = logp(policy);
     let off = Tensor::arange(now.numel() as i64, (Kind::Double, Device::Cpu)).sin().view_as(&now) * 0.3;
     let mut seen = Seen::rewards(Tensor::zeros([6], (Kind::Double, Device::Cpu)));

@@ -391,6 +391,8 @@ pub struct Algorithm {
     pub kl_penalty: KlPenalty,
     /// Its coefficient.
     pub kl_ctrl: KlCtrl,
+    /// Where the log-probabilities at sampling time come from.
+    pub rollout_correction: RolloutCorrection,
     /// DAPO's dynamic sampling.
     pub filter_groups: FilterGroups,
     /// compute_new_adv: the share of responses with positive advantage that is kept; not in verl.
@@ -413,6 +415,7 @@ impl Default for Algorithm {
             use_kl_in_reward: false,
             kl_penalty: KlPenalty::K1,
             kl_ctrl: KlCtrl::default(),
+            rollout_correction: RolloutCorrection::default(),
             filter_groups: FilterGroups::default(),
             keep_pos_ratio: 1.0,
             keep_neg_ratio: 1.0,
@@ -445,6 +448,14 @@ pub enum AdvEstimator {
     Gae,
     /// A critic, and advantages at the ends of groups of tokens (`advantage.group_ppo`).
     GroupPpo,
+}
+
+/// `algorithm.rollout_correction`: where the log-probabilities at sampling time come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutCorrection {
+    /// Those that the tokens were drawn with are taken; else the policy computes them once more, as it is trained.
+    pub bypass_mode: bool,
 }
 
 /// `algorithm.kl_ctrl`: the coefficient of the KL in the reward.

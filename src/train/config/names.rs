@@ -124,7 +124,7 @@ pub(super) const FOREIGN: &[(&str, Foreign)] = &[
     ("algorithm.filter_groups.metric", Idle("groups are told apart by their rewards")),
     (
         "algorithm.rollout_correction.*",
-        Refused("rollouts are sampled by the policy itself; there is nothing to correct"),
+        Refused("rollouts are sampled by the policy itself; there is nothing to correct, see bypass_mode"),
     ),
     ("trainer.log_val_generations", Idle("every response to a problem held out is written")),
     ("trainer.rollout_data_dir", Idle("rollouts are written to the run folder")),
