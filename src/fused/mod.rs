@@ -5,9 +5,10 @@
 //! * [`loss`]: a whole loss for given log-probabilities
 //! * [`objective`] and [`metrics`]: its parts by the names that they have elsewhere, for whoever wants one alone
 //!
-//! On the CPU they are loops over the tensors' memory. They share no arithmetic with the formulas that they are held
-//! against.
+//! On the CPU they are loops over the tensors' memory, on CUDA kernels that are compiled when they are first wanted
+//! ([`cuda`]). They share no arithmetic with the formulas that they are held against.
 
+pub mod cuda;
 mod exp;
 pub mod loss;
 mod memory;
