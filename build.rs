@@ -11,6 +11,9 @@ fn main() {
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
     // A binary that was carried to another checkout finds the libtorch of that one.
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../../../.libtorch/lib");
+    // Beside PyTorch's wheel lies NVRTC, which compiles the kernels; it is looked for when the first one is wanted.
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}/../../nvidia/cu13/lib");
+    println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../../../.libtorch/lib/../../nvidia/cu13/lib");
     // Nothing refers to libtorch_cuda by name; without this the linker drops it and CUDA is silently absent.
     println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
     println!("cargo::rustc-link-arg=-ltorch");

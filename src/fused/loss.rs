@@ -7,6 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::cuda;
 use super::memory::{Element, Fresh, Work, entries, vectorised};
 use super::rows::{self, Rows};
 use super::sweep::{self, Found, Plan, Real, Sums};
@@ -183,9 +184,10 @@ pub fn loss(
         mask: mask.contiguous(),
         is_entropy_needed,
     };
-    let (grad_logp, grad_entropy, sums) = match kind {
-        Kind::Double => batch.on_cpu::<f64>(options)?,
-        _ => batch.on_cpu::<f32>(options)?,
+    let (grad_logp, grad_entropy, sums) = match (logp.device(), kind) {
+        (Device::Cpu, Kind::Double) => batch.on_cpu::<f64>(options)?,
+        (Device::Cpu, _) => batch.on_cpu::<f32>(options)?,
+        _ => batch.on_cuda(options)?,
     };
     Ok(FusedLoss {
         grad_logp: as_given(grad_logp, logp),
@@ -277,10 +279,14 @@ pub fn sweep(tokens: &Tokens<'_>, options: &LossOptions) -> Result<Swept> {
         mask: Tensor::ones(logp.size(), (Kind::Bool, logp.device())),
         is_entropy_needed,
     };
-    let weights = plain(weights);
-    let (grad_logp, grad_entropy, sums) = match kind {
-        Kind::Double => batch.swept::<f64>(entries(&weights)?, options)?,
-        _ => batch.swept::<f32>(entries(&weights)?, options)?,
+    let (grad_logp, grad_entropy, sums) = match (logp.device(), kind) {
+        (Device::Cpu, Kind::Double) => batch.swept::<f64>(entries(&plain(weights))?, options)?,
+        (Device::Cpu, _) => batch.swept::<f32>(entries(&plain(weights))?, options)?,
+        _ => {
+            // Of a flat list every token is a row.
+            let weights = weights.detach().to_kind(Kind::Double).contiguous();
+            on_device(cuda::loss(&batch, &weights, 1, options)?)
+        }
     };
     Ok(Swept {
         grad_logp: as_given(grad_logp, logp),
@@ -302,9 +308,12 @@ pub fn weights(response_mask: &Tensor, options: &Aggregate) -> Result<Tensor> {
     options.check()?;
     let axes = Axes::default().bind("response_mask", &["B", "T"], &response_mask.size())?;
     of_kind_bool("response_mask", response_mask)?;
-    let mask = response_mask.to_device(Device::Cpu).contiguous();
+    if response_mask.device() != Device::Cpu {
+        return Ok(cuda::row_weights(response_mask, options));
+    }
+    let mask = response_mask.contiguous();
     let weights = row_weights(entries(&mask)?, axes.length("B"), axes.length("T"), options);
-    Ok(Tensor::from_slice(&weights).to_device(response_mask.device()))
+    Ok(Tensor::from_slice(&weights))
 }
 
 /// The weight of every row, whose tokens all weigh the same.
@@ -342,6 +351,7 @@ fn sequence_weight(mask: &[u8], width: usize, options: &Aggregate) -> f64 {
 pub fn check_device(device: Device) -> Result<()> {
     match device {
         Device::Cpu => Ok(()),
+        Device::Cuda(_) => cuda::check(),
         other => Err(Error::Unsupported { what: format!("there is no fused loss on {other:?}") }),
     }
 }
@@ -371,7 +381,17 @@ pub(super) struct Batch {
 
 type Out = (Tensor, Option<Tensor>, TokenSums);
 
+fn on_device((grad_logp, grad_entropy, sums): cuda::Out) -> Out {
+    (grad_logp, grad_entropy, TokenSums(sums))
+}
+
 impl Batch {
+    /// The loss of the batch on CUDA; nothing waits for it.
+    fn on_cuda(&self, options: &LossOptions) -> Result<Out> {
+        let weights = cuda::row_weights(&self.mask, &options.terms.aggregate);
+        Ok(on_device(cuda::loss(self, &weights, self.logp.size()[1], options)?))
+    }
+
     /// The loss of the batch on the CPU.
     fn on_cpu<F: Real + Element>(&self, options: &LossOptions) -> Result<Out> {
         let shape = self.logp.size();

@@ -7,9 +7,10 @@
 //! * [`head`]: from hidden states to log-probabilities and gradients, without ever holding the logits
 //! * [`objective`], [`metrics`] and [`logprob`]: their parts by the names that they have elsewhere
 //!
-//! On the CPU the losses are loops over the tensors' memory. They share no arithmetic with the formulas that they are
-//! held against.
+//! On the CPU the losses are loops over the tensors' memory, on CUDA kernels that are compiled when they are first wanted
+//! ([`cuda`]). They share no arithmetic with the formulas that they are held against.
 
+pub mod cuda;
 mod exp;
 pub mod head;
 pub mod logprob;

@@ -58,9 +58,11 @@ impl StepOptions {
             temperature: config.actor_rollout_ref.rollout.temperature,
             max_grad_norm: actor.grad_clip,
             gradient_checkpointing: config.actor_rollout_ref.model.enable_gradient_checkpointing,
-            fused: config.actor_rollout_ref.model.use_fused_kernels
-                && fused::loss::check_device(device).is_ok(),
+            fused: config.actor_rollout_ref.model.use_fused_kernels.unwrap_or(device == Device::Cpu),
         };
+        if options.fused {
+            fused::loss::check_device(device)?;
+        }
         for (name, size) in [
             ("ppo_mini_batch_size", options.mini_batch),
             ("ppo_micro_batch_size_per_gpu", options.micro_batch),

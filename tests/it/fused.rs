@@ -11,7 +11,7 @@ use grpo_oracle::train::loss::{self as composed, LossInputs};
 use tch::{Kind, Tensor};
 
 /// Numbers in [0, 1) that are the same in every run.
-struct Stream(u64);
+pub(crate) struct Stream(pub(crate) u64);
 
 impl Stream {
     fn next(&mut self) -> f64 {
@@ -26,13 +26,13 @@ impl Stream {
 }
 
 /// A batch with ratios near and far from 1, advantages of both signs and of 0, and nothing kept in its last row.
-struct Batch {
-    inputs: LossInputs,
+pub(crate) struct Batch {
+    pub(crate) inputs: LossInputs,
     endpoints: Tensor,
 }
 
 impl Batch {
-    fn drawn(stream: &mut Stream, shape: [i64; 2], kind: Kind) -> Self {
+    pub(crate) fn drawn(stream: &mut Stream, shape: [i64; 2], kind: Kind) -> Self {
         let mut draw = |of: fn(f64) -> f64| stream.numbers(shape, of).to_kind(kind);
         let logp = draw(|x| -3.0 * x);
         let near = |x: f64| if x < 0.2 { 0.0 } else { 3.0 * (x - 0.6).powi(3) * 8.0 };
@@ -48,7 +48,7 @@ impl Batch {
     }
 
     /// NaN wherever nothing is kept.
-    fn poisoned(mut self) -> Self {
+    pub(crate) fn poisoned(mut self) -> Self {
         let masked = self.inputs.mask.logical_not();
         let nan = |tensor: &Tensor| tensor.masked_fill(&masked, f64::NAN);
         let LossInputs { logp, logp_old, logp_ref, advantages, entropy, .. } = &mut self.inputs;
@@ -59,7 +59,7 @@ impl Batch {
     }
 }
 
-fn objectives() -> Vec<Objective> {
+pub(crate) fn objectives() -> Vec<Objective> {
     let gspo = |importance_sampling_level| {
         let bounds = Gspo { clip_ratio_low: 0.1, clip_ratio_high: 0.1, ..Gspo::verl() };
         Objective::Gspo(Gspo { importance_sampling_level, ..bounds })
@@ -79,7 +79,7 @@ fn objectives() -> Vec<Objective> {
 }
 
 /// Every clip with every KL term, one of each aggregation with entropy or without, some with given counts.
-fn terms() -> Vec<ActorLoss> {
+pub(crate) fn terms() -> Vec<ActorLoss> {
     const PENALTIES: [KlPenalty; 8] = [
         KlPenalty::K1,
         KlPenalty::Abs,
@@ -127,18 +127,18 @@ fn terms() -> Vec<ActorLoss> {
     all
 }
 
-fn fused(inputs: &LossInputs, endpoints: Option<&Tensor>, options: &LossOptions) -> FusedLoss {
+pub(crate) fn fused(inputs: &LossInputs, endpoints: Option<&Tensor>, options: &LossOptions) -> FusedLoss {
     let LossInputs { logp, logp_old, logp_ref, advantages, mask, entropy } = inputs;
     let (logp_ref, entropy) = (logp_ref.as_ref(), entropy.as_ref());
     loss(logp, logp_old, logp_ref, advantages, mask, endpoints, entropy, options).unwrap()
 }
 
-fn values(tensor: &Tensor) -> Vec<f64> {
+pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).unwrap()
 }
 
 /// Each number is as near as rounding allows, of numbers of about this size.
-fn agree(what: &str, size: f64, kind: Kind, got: &[f64], expected: &[f64]) {
+pub(crate) fn agree(what: &str, size: f64, kind: Kind, got: &[f64], expected: &[f64]) {
     let unit = if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) };
     assert_eq!(got.len(), expected.len(), "{what}");
     for (got, expected) in got.iter().zip(expected) {

@@ -20,6 +20,8 @@ mod fixture_schema;
 mod fixtures;
 #[cfg(feature = "torch")]
 mod fused;
+#[cfg(feature = "torch")]
+mod fused_cuda;
 mod fuzz;
 #[cfg(feature = "torch")]
 mod head;

@@ -100,8 +100,9 @@ pub struct ModelSource {
     pub path: String,
     /// Layer inputs are kept and the rest is computed again for the gradient: less memory, more time.
     pub enable_gradient_checkpointing: bool,
-    /// Log-probabilities and losses without ever holding the logits: less time and memory, the same within rounding.
-    pub use_fused_kernels: bool,
+    /// Log-probabilities and losses without ever holding the logits: less time and memory, the same within rounding. Left
+    /// open, they are used on the CPU alone.
+    pub use_fused_kernels: Option<bool>,
     /// Rank of the LoRA adapters; 0 trains the weights themselves.
     pub lora_rank: usize,
     /// The adapters' product is scaled by `lora_alpha / lora_rank`.
@@ -115,7 +116,7 @@ impl Default for ModelSource {
         Self {
             path: "models/SmolLM2-135M-Instruct.Q4_1.gguf".to_owned(),
             enable_gradient_checkpointing: false,
-            use_fused_kernels: true,
+            use_fused_kernels: None,
             lora_rank: 0,
             lora_alpha: 16.0,
             target_modules: TargetModules::Named("all-linear".to_owned()),
