@@ -35,7 +35,7 @@ impl<R: Real> Formula<R> {
             #[cfg(feature = "torch")]
             torch: Some(of_torch::token),
             #[cfg(feature = "torch")]
-            fused: None,
+            fused: Some(of_fused::token),
         },
         Self {
             id: "logprob.entropy",
@@ -56,7 +56,7 @@ impl<R: Real> Formula<R> {
             #[cfg(feature = "torch")]
             torch: Some(of_torch::entropy),
             #[cfg(feature = "torch")]
-            fused: None,
+            fused: Some(of_fused::entropy),
         },
         Self {
             id: "logprob.ratio",
@@ -180,5 +180,44 @@ mod of_torch {
             &args.options()?,
         )?;
         Ok(vec![("ratio", ratio)])
+    }
+}
+
+#[cfg(feature = "torch")]
+mod of_fused {
+    use tch::Tensor;
+
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::{FusedOutputs, TorchOutputs};
+    use crate::fused;
+
+    pub(super) fn token(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        with_gradient(args, |logits| {
+            let token = fused::logprob::token(logits, args.tensor("tokens")?, &args.options()?)?;
+            Ok(vec![("logp", token.logp), ("entropy", token.entropy)])
+        })
+    }
+
+    pub(super) fn entropy(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        with_gradient(args, |logits| {
+            Ok(vec![("entropy", fused::logprob::entropy(logits, &args.options()?)?)])
+        })
+    }
+
+    /// What the logits are given, and the gradient of the sum of the first of it, which the head put into their graph.
+    fn with_gradient(
+        args: &TorchArgs<'_>,
+        asked: impl Fn(&Tensor) -> Result<TorchOutputs>,
+    ) -> Result<FusedOutputs> {
+        let logits = args.tensor("logits")?.copy().set_requires_grad(true);
+        let outputs = asked(&logits)?;
+        if let Some((_, first)) = outputs.first() {
+            first.sum(None).backward();
+        }
+        let outputs = outputs.into_iter().map(|(name, output)| (name, output.detach())).collect();
+        let gradient = logits.grad();
+        let gradient = if gradient.defined() { gradient } else { logits.zeros_like() };
+        Ok(FusedOutputs { outputs, gradients: vec![("logits", gradient)] })
     }
 }

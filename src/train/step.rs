@@ -47,7 +47,8 @@ impl StepOptions {
     /// The configuration's updates. The passes over a rollout are the caller's.
     ///
     /// # Errors
-    /// `option` for a size of 0, by the key's full name, or an option outside its domain.
+    /// `option` for a size of 0, by the key's full name, or an option outside its domain; `unsupported` if fast paths are
+    /// asked for that the device does not have.
     pub fn of(config: &Config, device: Device) -> Result<Self> {
         let actor = &config.actor_rollout_ref.actor;
         let options = Self {
