@@ -55,13 +55,11 @@ pub struct Variant {
     real: &'static str,
     objective: &'static str,
     kl: &'static str,
-    is_kl_through: bool,
-    is_kl_weighed: bool,
 }
 
 const REALS: [&str; 2] = ["float", "double"];
 const OBJECTIVES: [&str; 6] = ["VANILLA", "GPG", "CISPO", "SAPO", "GSPO", "GMPO"];
-const KLS: [&str; 4] = ["KL_K1", "KL_ABS", "KL_K2", "KL_K3"];
+const KLS: [&str; 5] = ["KL_NONE", "KL_K1", "KL_ABS", "KL_K2", "KL_K3"];
 
 impl Variant {
     /// Every one.
@@ -69,16 +67,7 @@ impl Variant {
         let mut all = Vec::new();
         for real in REALS {
             for objective in OBJECTIVES {
-                let none =
-                    Self { real, objective, kl: "KL_NONE", is_kl_through: false, is_kl_weighed: false };
-                all.push(none);
-                for kl in KLS {
-                    for (is_kl_through, is_kl_weighed) in
-                        [(false, false), (false, true), (true, false), (true, true)]
-                    {
-                        all.push(Self { kl, is_kl_through, is_kl_weighed, ..none });
-                    }
-                }
+                all.extend(KLS.map(|kl| Self { real, objective, kl }));
             }
         }
         all
@@ -87,7 +76,6 @@ impl Variant {
     /// The one that computes this loss from tensors of this kind.
     pub fn of(options: &LossOptions, kind: Kind) -> Self {
         let terms = &options.terms;
-        let has_kl = terms.kl_loss_coef != 0.0;
         Self {
             real: if kind == Kind::Double { "double" } else { "float" },
             objective: match options.objective {
@@ -99,27 +87,19 @@ impl Variant {
                 Objective::GeoMean(_) => "GMPO",
             },
             kl: match terms.kl_loss_type {
-                _ if !has_kl => "KL_NONE",
+                _ if terms.kl_loss_coef == 0.0 => "KL_NONE",
                 KlPenalty::K1 | KlPenalty::K1Plus => "KL_K1",
                 KlPenalty::Abs | KlPenalty::AbsPlus => "KL_ABS",
                 KlPenalty::K2 | KlPenalty::K2Plus => "KL_K2",
                 KlPenalty::K3 | KlPenalty::K3Plus => "KL_K3",
             },
-            is_kl_through: has_kl && terms.kl_loss_type.straight_through(),
-            is_kl_weighed: has_kl && terms.kl_ratio_weight,
         }
     }
 
     /// What the source is compiled with, as `-D` options.
     pub fn definitions(&self) -> Vec<String> {
-        let Self { real, objective, kl, is_kl_through, is_kl_weighed } = self;
-        vec![
-            format!("-DREAL={real}"),
-            format!("-DOBJECTIVE={objective}"),
-            format!("-DKL={kl}"),
-            format!("-DKL_THROUGH={}", u8::from(*is_kl_through)),
-            format!("-DKL_RATIO={}", u8::from(*is_kl_weighed)),
-        ]
+        let Self { real, objective, kl } = self;
+        vec![format!("-DREAL={real}"), format!("-DOBJECTIVE={objective}"), format!("-DKL={kl}")]
     }
 
     /// Machine code for an architecture such as `sm_90`; needs no device.
@@ -201,6 +181,8 @@ struct Plan {
     kl_output_limit: f64,
     kl_weight_limit: f64,
     kl_coef: f64,
+    kl_through: f64,
+    kl_weighed: f64,
     entropy_coeff: f64,
     per_step: f64,
     infinity: f64,
@@ -230,6 +212,7 @@ impl Plan {
     fn of(options: &LossOptions) -> Self {
         let terms = &options.terms;
         let or_infinite = |limit: Option<f64>| limit.unwrap_or(f64::INFINITY);
+        let yes = |holds: bool| f64::from(u8::from(holds));
         let mut plan = Self {
             own: RatioPlan::of(&options.clip()),
             told: RatioPlan::of(&options.clip()),
@@ -242,6 +225,8 @@ impl Plan {
             kl_output_limit: or_infinite(terms.kl_output_clamp),
             kl_weight_limit: or_infinite(terms.clip.log_ratio_clamp),
             kl_coef: terms.kl_loss_coef,
+            kl_through: yes(terms.kl_loss_type.straight_through()),
+            kl_weighed: yes(terms.kl_ratio_weight),
             entropy_coeff: terms.entropy_coeff,
             per_step: 1.0 / terms.gradient_accumulation_steps,
             infinity: f64::INFINITY,
@@ -260,8 +245,8 @@ impl Plan {
             Objective::Gspo(gspo) => {
                 let level = gspo.importance_sampling_level;
                 plan.log_ratio_max = or_infinite(gspo.log_ratio_max);
-                plan.by_sequence = f64::from(u8::from(level != ImportanceLevel::SequenceToken));
-                plan.by_mean = f64::from(u8::from(level != ImportanceLevel::SequenceSum));
+                plan.by_sequence = yes(level != ImportanceLevel::SequenceToken);
+                plan.by_mean = yes(level != ImportanceLevel::SequenceSum);
             }
             Objective::GeoMean(gmpo) => {
                 (plan.own.low, plan.own.high) = (-gmpo.clip_ratio_low, gmpo.clip_ratio_high);
@@ -273,7 +258,9 @@ impl Plan {
     /// The numbers in the kernel's order.
     fn to_vec(self) -> Vec<f64> {
         let Self { own, told, tau_pos, tau_neg, log_ratio_max, by_sequence, by_mean, .. } = self;
-        let Self { kl_input_limit, kl_output_limit, kl_weight_limit, kl_coef, .. } = self;
+        let Self {
+            kl_input_limit, kl_output_limit, kl_weight_limit, kl_coef, kl_through, kl_weighed, ..
+        } = self;
         let Self { entropy_coeff, per_step, infinity, .. } = self;
         let of_ratio = |RatioPlan { limit, low, high, c }: RatioPlan| [limit, low, high, c];
         let rest = [
@@ -286,6 +273,8 @@ impl Plan {
             kl_output_limit,
             kl_weight_limit,
             kl_coef,
+            kl_through,
+            kl_weighed,
             entropy_coeff,
             per_step,
             infinity,

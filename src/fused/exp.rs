@@ -27,7 +27,7 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let of_rest = p * (r * r) + r + 1.0;
 
     // Times 2^n in two steps: neither factor overflows, and only the last product can round, as a subnormal does.

@@ -107,8 +107,8 @@ pub(super) fn gmpo<F: Real>(
         sums.policy += choose(count > 0.0, weight * loss.wide(), 0.0);
         let slope = F::of(weight * loss.wide() / count.max(1.0) / steps);
         let is_flat = advantage.wide() == 0.0;
-        for t in 0..width {
-            let moves = mask[t] != 0 && !is_flat && !is_bound(difference(t));
+        for (t, &keep) in mask.iter().enumerate() {
+            let moves = keep != 0 && !is_flat && !is_bound(difference(t));
             out.grad_logp[first + t] = choose(moves, slope, zero);
         }
     }

@@ -308,12 +308,15 @@ fn a_batch_may_be_taken_in_pieces() {
     }
 }
 
+/// Makes something wrong with inputs.
+type Spoil = fn(&mut LossInputs);
+
 #[test]
 fn wrong_inputs_are_the_same_errors() {
     for objective in objectives() {
         let terms = ActorLoss { kl_loss_coef: 0.1, entropy_coeff: 0.1, ..ActorLoss::grpo() };
         let options = LossOptions { objective, terms };
-        let spoiled: [(&str, fn(&mut LossInputs)); 8] = [
+        let spoiled: [(&str, Spoil); 8] = [
             ("shape", |inputs| inputs.logp = inputs.logp.narrow(1, 0, 2)),
             ("shape", |inputs| inputs.mask = inputs.mask.narrow(1, 0, 2)),
             ("shape", |inputs| inputs.entropy = Some(inputs.advantages.narrow(0, 0, 1))),

@@ -21,11 +21,17 @@ fn every_variant_becomes_machine_code_for_hopper() {
         return;
     }
     let all = Variant::all();
-    assert_eq!(all.len(), 204);
-    for variant in &all {
-        let code = variant.compile("sm_90").unwrap();
-        assert_eq!(&code[..4], b"\x7fELF", "{variant:?}");
-    }
+    assert_eq!(all.len(), 60);
+    let half = |variants: &[Variant]| {
+        for variant in variants {
+            let code = variant.compile("sm_90").unwrap();
+            assert_eq!(&code[..4], b"\x7fELF", "{variant:?}");
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| half(&all[..30]));
+        half(&all[30..]);
+    });
     let problem = all[0].compile("sm_1").unwrap_err();
     assert_eq!(problem.code(), "unsupported");
     println!("{} variants compiled", all.len());

@@ -3,8 +3,7 @@
 // Compiled once for each variant, with these defined:
 //   REAL       float or double, what the tensors are of and what is computed in
 //   OBJECTIVE  one of the names below
-//   KL         one of the names below, and KL_THROUGH 1 for the gradient of k2 in the place of the estimator's own
-//   KL_RATIO   1 if each token's estimate is multiplied by its ratio
+//   KL         one of the names below
 //
 // Everything but the kernel at the end is plain C++ too, so that a test can run it without a GPU: there one thread does
 // what a block does here, and `all` has nothing to add up.
@@ -38,6 +37,7 @@ struct Plan {
     double tau_pos, tau_neg;                        // SAPO
     double log_ratio_max, by_sequence, by_mean;     // GSPO: whose gradient, and whether the sequence's sum is divided
     double kl_input_limit, kl_output_limit, kl_weight_limit, kl_coef;
+    double kl_through, kl_weighed; // 1 for the gradient of k2, 1 for an estimate times the ratio
     double entropy_coeff, per_step, infinity;
 };
 
@@ -147,16 +147,12 @@ DEVICE Term kl_of(real from_ref, real difference, const Plan &plan) {
 #endif
     Term term;
     term.loss = clamp(estimate, -output_limit, output_limit);
-#if KL_THROUGH
-    term.slope = from_ref;
-#else
-    term.slope = is_within(from_ref, input_limit) && is_within(estimate, output_limit) ? slope : (real)0;
-#endif
-#if KL_RATIO
+    bool passes = is_within(from_ref, input_limit) && is_within(estimate, output_limit);
+    term.slope = plan.kl_through != 0 ? from_ref : passes ? slope : (real)0;
+    if (plan.kl_weighed == 0) return term;
     Ratio weight = ratio_of(difference, plan.kl_weight_limit);
     term.slope = term.slope * weight.ratio + term.loss * weight.slope;
     term.loss = term.loss * weight.ratio;
-#endif
     return term;
 }
 
