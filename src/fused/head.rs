@@ -100,10 +100,11 @@ impl<'a> Head<'a> {
     pub fn scores(&self, hidden: &Tensor, targets: &Tensor) -> Result<Scores> {
         self.check(hidden, targets)?;
         no_grad(|| {
-            let mut space = Space::of(self, targets.size()[0]);
-            let chunks =
-                self.chunks(targets).map(|chunk| Ok(self.chunk(hidden, targets, &chunk, &mut space).scores));
-            self.joined(chunks.collect::<Result<_>>()?)
+            let space = Space::of(self, targets.size()[0]);
+            let chunks = self.chunks(targets);
+            let scores: Vec<_> =
+                chunks.map(|range| self.chunk(hidden, targets, &range, &space).scores).collect();
+            Ok(self.joined(&scores))
         })
     }
 
@@ -129,18 +130,18 @@ impl<'a> Head<'a> {
             self.check_grad_weight(grad_weight)?;
         }
         no_grad(|| {
-            let mut space = Space::of(self, targets.size()[0]);
+            let space = Space::of(self, targets.size()[0]);
             let grad_hidden = Tensor::zeros(hidden.size(), (self.kind(), hidden.device()));
             let mut scores = Vec::new();
             for range in self.chunks(targets) {
-                let chunk = self.chunk(hidden, targets, &range, &mut space);
+                let chunk = self.chunk(hidden, targets, &range, &space);
                 let gradients = loss(range.clone(), &chunk.scores)?;
                 let gradients = self.checked(gradients, range.end - range.start)?;
                 let grad_hidden = grad_hidden.narrow(0, range.start, range.end - range.start);
                 chunk.backward(self, &gradients, &grad_hidden, grad_weight.as_deref_mut(), &space.scratch);
                 scores.push(chunk.scores);
             }
-            Ok(Output { scores: self.joined(scores)?, grad_hidden })
+            Ok(Output { scores: self.joined(&scores), grad_hidden })
         })
     }
 
@@ -258,13 +259,11 @@ impl Head<'_> {
     }
 
     /// The forward pass of some tokens.
-    fn chunk(&self, hidden: &Tensor, targets: &Tensor, range: &Range<i64>, space: &mut Space) -> Chunk {
+    fn chunk(&self, hidden: &Tensor, targets: &Tensor, range: &Range<i64>, space: &Space) -> Chunk {
         let own = |tensor: &Tensor| tensor.narrow(0, range.start, range.end - range.start);
-        let mut hidden = own(hidden).to_kind(self.kind());
-        if self.temperature != 1.0 {
-            // Dividing the states divides the logits, with H numbers to go through instead of V.
-            hidden = hidden / self.temperature;
-        }
+        let states = own(hidden).to_kind(self.kind());
+        // Dividing the states divides the logits, with H numbers to go through instead of V.
+        let hidden = if self.temperature == 1.0 { states } else { states / self.temperature };
         let targets = own(targets).unsqueeze(1);
         let logits = own_rows(&space.buffer, range.end - range.start);
         for block in self.blocks() {
@@ -275,12 +274,12 @@ impl Head<'_> {
         Chunk { hidden, targets, probabilities: logits, scores }
     }
 
-    fn joined(&self, scores: Vec<Scores>) -> Result<Scores> {
+    fn joined(&self, scores: &[Scores]) -> Scores {
         let join = |of: fn(&Scores) -> &Tensor| match scores.is_empty() {
             true => Tensor::empty([0], (self.kind(), self.weight.device())),
             false => Tensor::cat(&scores.iter().map(of).collect::<Vec<_>>(), 0),
         };
-        Ok(Scores { logp: join(|scores| &scores.logp), entropy: join(|scores| &scores.entropy) })
+        Scores { logp: join(|scores| &scores.logp), entropy: join(|scores| &scores.entropy) }
     }
 }
 

@@ -159,17 +159,17 @@ fn the_gradient_by_the_weight_is_added() {
     let gradients = ScoreGradients { logp: case.advantages.shallow_clone(), entropy: None };
     let of = |start: f64| {
         let mut grad_weight = case.weight.zeros_like() + start;
-        head.gradients(&case.hidden, &case.targets, Some(&mut grad_weight), &gradients).unwrap();
+        let _ = head.gradients(&case.hidden, &case.targets, Some(&mut grad_weight), &gradients).unwrap();
         grad_weight
     };
     assert_near("grad_weight", &(of(8.0) - 8.0), &of(0.0), 1e-5);
 }
 
-/// Half-precision weights of SmolLM2's shape with logits as large as trained models have, where a logit rounded to bf16
+/// Half-precision weights of SmolLM2's width with logits as large as trained models have, where a logit rounded to bf16
 /// is off by 0.06.
 #[test]
 fn half_precision_weights_cost_no_accuracy() {
-    let [tokens, hidden, vocabulary] = [24, 576, 49152];
+    let [tokens, hidden, vocabulary] = [16, 576, 20480]; // a weight that is widened in three pieces
     for (scale, kind) in [(0.08, Kind::BFloat16), (0.5, Kind::BFloat16), (0.5, Kind::Half)] {
         let mut case = Case::of(9, [tokens, hidden, vocabulary], 1.0, kind);
         case.hidden = noise(2, &[tokens, hidden], scale, kind);
@@ -242,7 +242,7 @@ fn states_that_are_not_finite_spoil_their_own_token_alone() {
             [("logp", &output.scores.logp, &clean.logp), ("entropy", &output.scores.entropy, &clean.entropy)]
         {
             assert_near(name, &fused.masked_select(&others), &clean.masked_select(&others), 1e-6);
-            if !(rubbish.abs() < f64::INFINITY) {
+            if !rubbish.is_finite() {
                 assert!(fused.double_value(&[2]).is_nan(), "{name} after {rubbish} is not NaN");
             }
         }
@@ -358,7 +358,7 @@ fn peak_of(path: &str) -> f64 {
     };
     let case = Case::of(1, [1024, 64, 49152], 1.0, Kind::Float);
     let small = Case::of(1, [8, 8, 8], 1.0, Kind::Float);
-    (small.explicit(true), small.fused(3, true)); // what libtorch sets up once
+    let _ = (small.explicit(true), small.fused(3, true)); // what libtorch sets up once
     let before = status("VmRSS:");
     match path {
         "explicit" => _ = case.explicit(false),
@@ -392,7 +392,7 @@ fn the_logits_are_never_held() {
     println!("explicit {explicit:.0} MB, fused {fused:.0} MB, with entropy {with_entropy:.0} MB");
     assert!(explicit > 400.0, "explicit logits took {explicit} MB: is this measured rightly?");
     for fused in [fused, with_entropy] {
-        assert!(fused < 120.0, "the fused head took {fused} MB");
+        assert!(fused < 160.0, "the fused head took {fused} MB");
         assert!(
             fused < explicit / 4.0,
             "the fused head took {fused} MB where explicit logits take {explicit}"
