@@ -3,7 +3,7 @@
     python3 worker.py NAME
 
 `examples/side_by_side/run` starts it. A request is a line of JSON with `do`, the `folder` of the tensors and what else
-the measure wants; the answer is a line with the seconds that the call took and what it computed. The first request of a
+the measure wants; the answer is a line with the seconds that a call took, the median of so many, and what it computed. The first request of a
 measure reads the tensors and warms up. What a package logs goes to standard error.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import resource
+import statistics
 import sys
 import time
 
@@ -280,11 +281,14 @@ def main():
             if key not in prepared:
                 prepared[key] = CONTESTANTS[name][request["do"]](Inputs(request))
             before = peak(device)
-            start = time.perf_counter()
-            value, gradients = prepared[key]()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            seconds, most = time.perf_counter() - start, peak(device)
+            times = []
+            for _ in range(request["repeats"]):
+                start = time.perf_counter()
+                value, gradients = prepared[key]()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+            seconds, most = statistics.median(times), peak(device)
             norms = [float(gradient.double().norm()) for gradient in gradients]
             answer = {"seconds": seconds, "value": value, "norms": norms, "before": before, "peak": most}
         except Exception as problem:  # told to the driver, which goes on with the others

@@ -318,7 +318,10 @@ pub fn weights(response_mask: &Tensor, options: &Aggregate) -> Result<Tensor> {
 
 /// The weight of every row, whose tokens all weigh the same.
 pub(super) fn row_weights(mask: &[u8], rows: usize, width: usize, options: &Aggregate) -> Vec<f64> {
-    let count = |row: usize| rows::kept_sum(&mask[row * width..(row + 1) * width], |_| 0.0).1;
+    let count = |row: usize| {
+        let row = &mask[row * width..(row + 1) * width];
+        row.iter().filter(|&&keep| keep != 0).count() as f64
+    };
     let counts: Vec<f64> = (0..rows).map(count).collect();
     // Where nothing is kept there is nothing to weigh, so that any denominator but 0 will do.
     let tokens = || counts.iter().sum::<f64>().max(1.0);

@@ -20,7 +20,7 @@ use grpo_oracle::train::builtin::{self, Level};
 use grpo_oracle::train::config;
 use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{Examination, evaluate};
-use grpo_oracle::train::experience::Seen;
+use grpo_oracle::train::experience::{Models, Seen};
 use grpo_oracle::train::hub::{self, Hub};
 use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
 use grpo_oracle::train::report::Run;
@@ -278,6 +278,31 @@ fn a_rollout_fits_together() {
     }
     let text = llm.tokenizer.decode(&Vec::<i64>::try_from(rollout.tokens.get(0)).unwrap()).unwrap();
     assert!(text.contains(&problems[0].question));
+}
+
+#[test]
+fn tokens_are_drawn_with_what_training_computes_and_may_do_without_it() {
+    let llm = tiny(3, Kind::Float);
+    let problems = builtin::problems(Level::Easy, 0).train;
+    // What the nucleus leaves out counts: the policy has no nucleus.
+    let sampling = Sampling { temperature: 0.7, top_p: 0.8, top_k: Some(50), max_new_tokens: 12, seed: 5 };
+    let rollout = rollout::sample(&llm, &[&problems[0], &problems[1]], 4, &sampling).unwrap();
+    let drawn = rollout.logp();
+    let off = |temperature: f64| {
+        let computed = rollout.responses().frozen_logp(&llm.model, temperature, 3, true).unwrap();
+        (&drawn - computed).abs().max().double_value(&[])
+    };
+    assert!(off(0.7) < 1e-4, "{}", off(0.7));
+    assert!(off(1.0) > 1e-2, "{}", off(1.0));
+
+    let mut config = config::Config::default();
+    config.algorithm.rollout_correction.bypass_mode = true;
+    config.actor_rollout_ref.rollout.temperature = 0.7;
+    let updating = StepOptions::of(&config, Device::Cpu).unwrap();
+    let algorithm = Algorithm::resolve(&config).unwrap();
+    let models = Models { policy: &llm, reference: None, critic: None };
+    let seen = models.look_at(&rollout, &algorithm, &config, &updating).unwrap();
+    assert!(seen.logp_old.unwrap().equal(&drawn));
 }
 
 #[test]
