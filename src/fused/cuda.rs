@@ -18,6 +18,7 @@ use crate::options::{Aggregate, Clip, ImportanceLevel, KlPenalty, LossAggMode, L
 use crate::{Error, Result};
 
 const LOSS: &str = include_str!("kernels/loss.cu");
+const HEAD: &str = include_str!("kernels/head.cu");
 
 /// Whether kernels can be compiled and run here.
 ///
@@ -109,6 +110,15 @@ impl Variant {
     pub fn compile(&self, architecture: &str) -> Result<Vec<u8>> {
         compile(LOSS, &self.definitions(), architecture)
     }
+}
+
+/// The head's kernels as machine code for an architecture such as `sm_90`; needs no device. Nothing launches them yet: the
+/// head on a device is made of libtorch's own.
+///
+/// # Errors
+/// As [`Variant::compile`].
+pub fn compile_head(architecture: &str) -> Result<Vec<u8>> {
+    compile(HEAD, &[], architecture)
 }
 
 /// A kernel's source as machine code.

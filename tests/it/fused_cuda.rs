@@ -32,6 +32,7 @@ fn every_variant_becomes_machine_code_for_hopper() {
         scope.spawn(|| half(&all[..30]));
         half(&all[30..]);
     });
+    assert_eq!(&cuda::compile_head("sm_90").unwrap()[..4], b"\x7fELF");
     let problem = all[0].compile("sm_1").unwrap_err();
     assert_eq!(problem.code(), "unsupported");
     println!("{} variants compiled", all.len());
