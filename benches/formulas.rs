@@ -1,7 +1,8 @@
-//! What each formula costs: the reference, and libtorch on every device, value alone, by the number of tokens.
+//! What each formula costs: the reference and libtorch on every device, value alone, and the fast path, with its gradient,
+//! by the number of tokens. `target/criterion/report/index.html` has the curves.
 //!
-//! `cargo bench` measures the reference; `cargo bench --features torch` libtorch too. A name picks one formula:
-//! `cargo bench --features torch -- objective.clip`.
+//! `cargo bench` measures the reference; `cargo bench --features torch` libtorch and the fast paths too. A name picks one
+//! formula: `cargo bench --features torch -- objective.clip`.
 #![allow(missing_docs, reason = "criterion's macros write functions")]
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -12,8 +13,8 @@ use grpo_oracle::evaluate::Question;
 use grpo_oracle::formula::{Formula, Input, Role};
 use grpo_oracle::value::{Array, Data};
 
-/// Sequences and tokens of each; a vocabulary of 64 keeps logits as small as the rest.
-const SIZES: [(usize, usize); 2] = [(8, 128), (64, 1024)];
+/// Sequences and tokens of each, from a thousand tokens to a million; a vocabulary of 64 keeps logits as small as the rest.
+const SIZES: [(usize, usize); 4] = [(8, 128), (32, 256), (64, 1024), (512, 2048)];
 const VOCABULARY: usize = 64;
 
 fn formulas(criterion: &mut Criterion) {
@@ -41,6 +42,12 @@ fn torch(
     question: &Question,
     tokens: usize,
 ) {
+    if let Some(fused) = formula.fused {
+        let args = question.torch_args(formula, tch::Device::Cpu, tch::Kind::Float);
+        group.bench_function(BenchmarkId::new("fused-f32", tokens), |bencher| {
+            bencher.iter(|| fused(&args).unwrap());
+        });
+    }
     let Some(torch) = formula.torch else { return };
     let cuda = (0..tch::Cuda::device_count() as usize).map(tch::Device::Cuda);
     for device in std::iter::once(tch::Device::Cpu).chain(cuda) {
