@@ -27,7 +27,6 @@ ALIKE = {"f32": 1e-3, "bf16": 5e-2}  # relative differences of losses and gradie
 TOLD = {
     "fused": "grpo-oracle, fused",
     "torch": "grpo-oracle, libtorch",
-    "rollout": "grpo-oracle",
     "eager": "plain PyTorch, eager",
     "eager-compiled": "plain PyTorch, torch.compile",
     "verl": "verl",
@@ -218,7 +217,6 @@ def tables(options, scratch):
             yield measured(title, names, request, max(2, options.rounds // 2), options, work=32 * 64)
     if "verify" in wanted:
         yield verify(options)
-
 
 
 def markdown(found):

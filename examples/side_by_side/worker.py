@@ -56,7 +56,7 @@ class Inputs:
         return self[name].requires_grad_()
 
 
-def eager_loss(logp, inputs):
+def eager_loss(inputs):
     """GRPO's loss and its metrics as one would write them: clipped objective and k3, both by token mean."""
     mask, advantages = inputs["mask"].bool(), inputs["advantages"]
     logp_old, logp_ref = inputs["logp_old"], inputs["logp_ref"]
@@ -94,12 +94,12 @@ def of_logp(loss, inputs):
 
 @contestant("eager", "loss")
 def eager(inputs):
-    return of_logp(eager_loss(None, inputs), inputs)
+    return of_logp(eager_loss(inputs), inputs)
 
 
 @contestant("eager-compiled", "loss")
 def eager_compiled(inputs):
-    return of_logp(torch.compile(eager_loss(None, inputs), dynamic=False), inputs)
+    return of_logp(torch.compile(eager_loss(inputs), dynamic=False), inputs)
 
 
 def verl_loss(inputs):
@@ -166,7 +166,7 @@ def eager_logps(hidden, weight, targets):
 
 @contestant("eager", "head")
 def eager_head(inputs):
-    return of_hidden(eager_logps, eager_loss(None, inputs), inputs)
+    return of_hidden(eager_logps, eager_loss(inputs), inputs)
 
 
 @contestant("verl", "head")

@@ -278,9 +278,10 @@ impl<'a> Responses<'a> {
         // All that the host wants of the device, at once: each row's token, its log-probability, and its logit.
         let chosen = logits.gather(1, &next.unsqueeze(1), false).squeeze_dim(1);
         let told = Tensor::stack(&[&next, &logp, &chosen].map(|of_rows| of_rows.to_kind(Kind::Double)), 0);
-        let told: Vec<Vec<f64>> =
-            Vec::try_from(told).map_err(|e| Error::input("logits", format!("cannot be read ({e})")))?;
-        let [ids, logp, chosen] = &told[..] else { return Ok(next) };
+        let unreadable =
+            |why: &dyn std::fmt::Display| Error::input("logits", format!("cannot be read ({why})"));
+        let told: Vec<Vec<f64>> = Vec::try_from(told).map_err(|error| unreadable(&error))?;
+        let [ids, logp, chosen] = &told[..] else { return Err(unreadable(&"not three numbers a row")) };
         if !chosen.iter().all(|logit| logit.is_finite()) {
             return Err(Error::input(
                 "logits",

@@ -74,14 +74,14 @@ pub fn clip(
 
 /// What all policy objectives begin with, emptied where the mask keeps nothing: whatever stood there can then reach no
 /// gradient as 0 times NaN.
-pub(super) struct Kept {
-    pub(super) logp: Tensor,
-    pub(super) logp_old: Tensor,
-    pub(super) advantages: Tensor,
+pub(crate) struct Kept {
+    pub(crate) logp: Tensor,
+    pub(crate) logp_old: Tensor,
+    pub(crate) advantages: Tensor,
 }
 
 /// The arguments that all policy objectives begin with, their shapes and kinds checked.
-pub(super) fn kept(
+pub(crate) fn kept(
     logp: &Tensor,
     logp_old: &Tensor,
     advantages: &Tensor,

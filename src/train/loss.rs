@@ -8,7 +8,8 @@ use crate::options::{
     ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, KlEstimate, KlPenalty, LossAggMode, LossOptions,
     MaskedMean, Objective, Sapo,
 };
-use crate::torch::{aggregate, mask, objective};
+use crate::torch::objective::{self, Kept};
+use crate::torch::{aggregate, mask};
 
 /// What a loss is computed from, each `[b, T]`.
 #[derive(Debug)]
@@ -55,14 +56,9 @@ pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<Loss> {
             return Ok(Loss { loss: out.loss, policy_loss: out.policy_loss, kl_loss: out.kl_loss });
         }
         Objective::Gpg => {
-            // This formula has no mask, and what stands in a masked slot may be NaN: 0 times that is no gradient. A
-            // mask that does not fit is rejected by the aggregation.
-            let fits = mask.size() == logp.size() && mask.kind() == Kind::Bool;
-            let kept = |tensor: &Tensor| match tensor.size() == mask.size() && fits {
-                true => tensor.masked_fill(&mask.logical_not(), 0.0),
-                false => tensor.shallow_clone(),
-            };
-            of_tokens(&objective::policy_gradient(&kept(logp), &kept(advantages))?)?
+            // The formula has no mask, and 0 times what may stand in a masked slot is no gradient.
+            let Kept { logp, advantages, .. } = objective::kept(logp, logp_old, advantages, mask)?;
+            of_tokens(&objective::policy_gradient(&logp, &advantages)?)?
         }
         Objective::Gspo(gspo) => of_tokens(&objective::gspo(logp, logp_old, advantages, mask, gspo)?.loss)?,
         Objective::Cispo(cispo) => of_tokens(&objective::cispo(logp, logp_old, advantages, mask, cispo)?)?,
