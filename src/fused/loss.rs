@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::cuda;
 use super::memory::{Element, Fresh, Work, entries, vectorised};
 use super::rows::{self, Rows};
-use super::sweep::{self, Found, Plan, Real, Sums};
+use super::sweep::{self, Found, Plan, Real, Sums, Weights};
 use crate::axes::Axes;
 use crate::options::{Aggregate, LossAggMode, LossOptions, Objective};
 use crate::{Error, Result};
@@ -153,38 +153,14 @@ pub fn loss(
         on_device_of(response_mask, "group_endpoints", endpoints)?;
     }
     let (logp_ref, is_entropy_needed) = needed(logp_ref, entropy, options)?;
-    let mut axes = Axes::default();
-    let columns = [
-        ("logp", Some(logp)),
-        ("logp_old", Some(logp_old)),
-        ("advantages", Some(advantages)),
-        ("response_mask", Some(response_mask)),
-        ("logp_ref", logp_ref),
-        ("entropy", entropy),
-    ];
-    for (name, tensor) in columns {
-        let Some(tensor) = tensor else { continue };
-        axes = axes.bind(name, &["B", "T"], &tensor.size())?;
-        on_device_of(logp, name, tensor)?;
-    }
-    of_kind_bool("response_mask", response_mask)?;
+    let mask = Some(response_mask);
+    let given = Given { logp, logp_old, logp_ref, advantages, entropy, mask, is_entropy_needed };
+    let mut batch = given.checked(&["B", "T"])?;
     check_device(logp.device())?;
-    let mask = match group_endpoints {
-        Some(endpoints) => response_mask.logical_and(endpoints),
-        None => response_mask.shallow_clone(),
-    };
-    let kind = common_kind(&columns.map(|(_, tensor)| tensor.filter(|tensor| tensor.kind() != Kind::Bool)));
-    let plain = |tensor: &Tensor| tensor.detach().to_kind(kind).contiguous();
-    let batch = Batch {
-        logp: plain(logp),
-        logp_old: plain(logp_old),
-        logp_ref: logp_ref.map(plain),
-        advantages: plain(advantages),
-        entropy: entropy.map(plain),
-        mask: mask.contiguous(),
-        is_entropy_needed,
-    };
-    let (grad_logp, grad_entropy, sums) = match (logp.device(), kind) {
+    if let Some(endpoints) = group_endpoints {
+        batch.mask = batch.mask.logical_and(endpoints).contiguous();
+    }
+    let (grad_logp, grad_entropy, sums) = match (logp.device(), batch.kind()) {
         (Device::Cpu, Kind::Double) => batch.on_cpu::<f64>(options)?,
         (Device::Cpu, _) => batch.on_cpu::<f32>(options)?,
         _ => batch.on_cuda(options)?,
@@ -253,35 +229,16 @@ pub fn sweep(tokens: &Tokens<'_>, options: &LossOptions) -> Result<Swept> {
     }
     let Tokens { logp, logp_old, logp_ref, advantages, entropy, weights } = *tokens;
     let (logp_ref, is_entropy_needed) = needed(logp_ref, entropy, options)?;
-    let mut axes = Axes::default();
-    let columns = [
-        ("logp", Some(logp)),
-        ("logp_old", Some(logp_old)),
-        ("advantages", Some(advantages)),
-        ("logp_ref", logp_ref),
-        ("entropy", entropy),
-        ("weights", Some(weights)),
-    ];
-    for (name, tensor) in columns {
-        let Some(tensor) = tensor else { continue };
-        axes = axes.bind(name, &["N"], &tensor.size())?;
-        on_device_of(logp, name, tensor)?;
-    }
+    let given = Given { logp, logp_old, logp_ref, advantages, entropy, mask: None, is_entropy_needed };
+    let batch = given.checked(&["N"])?;
+    let axes = Axes::default().bind("logp", &["N"], &logp.size())?;
+    axes.bind("weights", &["N"], &weights.size())?;
+    on_device_of(logp, "weights", weights)?;
     check_device(logp.device())?;
-    let kind = common_kind(&columns.map(|(name, tensor)| tensor.filter(|_| name != "weights")));
-    let plain = |tensor: &Tensor| tensor.detach().to_kind(kind).contiguous();
-    let batch = Batch {
-        logp: plain(logp),
-        logp_old: plain(logp_old),
-        logp_ref: logp_ref.map(plain),
-        advantages: plain(advantages),
-        entropy: entropy.map(plain),
-        mask: Tensor::ones(logp.size(), (Kind::Bool, logp.device())),
-        is_entropy_needed,
-    };
-    let (grad_logp, grad_entropy, sums) = match (logp.device(), kind) {
-        (Device::Cpu, Kind::Double) => batch.swept::<f64>(entries(&plain(weights))?, options)?,
-        (Device::Cpu, _) => batch.swept::<f32>(entries(&plain(weights))?, options)?,
+    let plain = weights.detach().to_kind(batch.kind()).contiguous();
+    let (grad_logp, grad_entropy, sums) = match (logp.device(), batch.kind()) {
+        (Device::Cpu, Kind::Double) => batch.swept::<f64>(Weights::OfTokens(entries(&plain)?), options)?,
+        (Device::Cpu, _) => batch.swept::<f32>(Weights::OfTokens(entries(&plain)?), options)?,
         _ => {
             // Of a flat list every token is a row.
             let weights = weights.detach().to_kind(Kind::Double).contiguous();
@@ -318,11 +275,7 @@ pub fn weights(response_mask: &Tensor, options: &Aggregate) -> Result<Tensor> {
 
 /// The weight of every row, whose tokens all weigh the same.
 pub(super) fn row_weights(mask: &[u8], rows: usize, width: usize, options: &Aggregate) -> Vec<f64> {
-    let count = |row: usize| {
-        let row = &mask[row * width..(row + 1) * width];
-        row.iter().filter(|&&keep| keep != 0).count() as f64
-    };
-    let counts: Vec<f64> = (0..rows).map(count).collect();
+    let counts = vectorised(Counts { mask, rows, width });
     // Where nothing is kept there is nothing to weigh, so that any denominator but 0 will do.
     let tokens = || counts.iter().sum::<f64>().max(1.0);
     let sequences = || (counts.iter().filter(|&&count| count > 0.0).count() as f64).max(1.0);
@@ -338,6 +291,24 @@ pub(super) fn row_weights(mask: &[u8], rows: usize, width: usize, options: &Aggr
     let is_mean = options.loss_agg_mode == LossAggMode::SeqMeanTokenMean;
     let of_row = |&count: &f64| options.dp_size / denominator / if is_mean { count.max(1.0) } else { 1.0 };
     counts.iter().map(of_row).collect()
+}
+
+/// How many tokens every row keeps, to be vectorised.
+struct Counts<'a> {
+    mask: &'a [u8],
+    rows: usize,
+    width: usize,
+}
+
+impl Work for Counts<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f64> {
+        let own = |row: usize| &self.mask[row * self.width..(row + 1) * self.width];
+        let count = |row: usize| own(row).iter().map(|&keep| u32::from(keep != 0)).sum::<u32>();
+        (0..self.rows).map(|row| f64::from(count(row))).collect()
+    }
 }
 
 /// The weight of the one loss that each sequence has, of those with a kept token.
@@ -369,6 +340,54 @@ pub(super) fn check_cpu(device: Device) -> Result<()> {
     }
 }
 
+/// What a pass is given: tensors of one shape on one device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Given<'a> {
+    pub(super) logp: &'a Tensor,
+    pub(super) logp_old: &'a Tensor,
+    pub(super) logp_ref: Option<&'a Tensor>,
+    pub(super) advantages: &'a Tensor,
+    pub(super) entropy: Option<&'a Tensor>,
+    /// `None` if every token counts.
+    pub(super) mask: Option<&'a Tensor>,
+    pub(super) is_entropy_needed: bool,
+}
+
+impl Given<'_> {
+    /// The same in the form that the passes read, if it is as they want it.
+    pub(super) fn checked(&self, names: &[&'static str]) -> Result<Batch> {
+        let Self { logp, logp_old, logp_ref, advantages, entropy, mask, is_entropy_needed } = *self;
+        let numbers = [
+            ("logp", Some(logp)),
+            ("logp_old", Some(logp_old)),
+            ("advantages", Some(advantages)),
+            ("logp_ref", logp_ref),
+            ("entropy", entropy),
+        ];
+        let mut axes = Axes::default();
+        for (name, tensor) in numbers.into_iter().chain([("response_mask", mask)]) {
+            let Some(tensor) = tensor else { continue };
+            axes = axes.bind(name, names, &tensor.size())?;
+            on_device_of(logp, name, tensor)?;
+        }
+        mask.map_or(Ok(()), |mask| of_kind_bool("response_mask", mask))?;
+
+        let is_double = numbers.iter().filter_map(|(_, tensor)| *tensor).any(|of| of.kind() == Kind::Double);
+        let kind = if is_double { Kind::Double } else { Kind::Float };
+        let plain = |tensor: &Tensor| tensor.detach().to_kind(kind).contiguous();
+        let every = || Tensor::ones(logp.size(), (Kind::Bool, logp.device()));
+        Ok(Batch {
+            logp: plain(logp),
+            logp_old: plain(logp_old),
+            logp_ref: logp_ref.map(plain),
+            advantages: plain(advantages),
+            entropy: entropy.map(plain),
+            mask: mask.map_or_else(every, Tensor::contiguous),
+            is_entropy_needed,
+        })
+    }
+}
+
 /// The tensors of a batch, checked, of one kind, contiguous and detached.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -389,6 +408,11 @@ fn on_device((grad_logp, grad_entropy, sums): cuda::Out) -> Out {
 }
 
 impl Batch {
+    /// Of the numbers: single precision, or double if any of them was.
+    pub(super) fn kind(&self) -> Kind {
+        self.logp.kind()
+    }
+
     /// The loss of the batch on CUDA; nothing waits for it.
     fn on_cuda(&self, options: &LossOptions) -> Result<Out> {
         let weights = cuda::row_weights(&self.mask, &options.terms.aggregate);
@@ -400,15 +424,12 @@ impl Batch {
         let shape = self.logp.size();
         let (rows, width) = (shape[0] as usize, shape[1] as usize);
         let of_rows = row_weights(entries(&self.mask)?, rows, width, &options.terms.aggregate);
-        let mut weights = Vec::with_capacity(rows * width);
-        for weight in of_rows {
-            weights.resize(weights.len() + width, F::of(weight));
-        }
-        self.swept(&weights, options)
+        let of_rows: Vec<F> = of_rows.into_iter().map(F::of).collect();
+        self.swept(Weights::OfRows { of_rows: &of_rows, width }, options)
     }
 
     /// The pass itself, with the weights of the tokens.
-    fn swept<F: Real + Element>(&self, weights: &[F], options: &LossOptions) -> Result<Out> {
+    fn swept<F: Real + Element>(&self, weights: Weights<'_, F>, options: &LossOptions) -> Result<Out> {
         let tokens = self.tokens(weights)?;
         let shape = self.logp.size();
         let mut grad_logp = Fresh::zeros(&shape);
@@ -424,7 +445,7 @@ impl Batch {
         Ok((grad_logp.into_tensor(), grad_entropy.map(Fresh::into_tensor), TokenSums::of(sums)))
     }
 
-    pub(super) fn tokens<'a, F: Element>(&'a self, weights: &'a [F]) -> Result<sweep::Tokens<'a, F>> {
+    pub(super) fn tokens<'a, F: Element>(&'a self, weights: Weights<'a, F>) -> Result<sweep::Tokens<'a, F>> {
         Ok(sweep::Tokens {
             logp: entries(&self.logp)?,
             logp_old: entries(&self.logp_old)?,
@@ -484,24 +505,18 @@ impl<F: Real> Work for Sweep<'_, F> {
     }
 }
 
-/// Double if any of the tensors is.
-pub(super) fn common_kind(tensors: &[Option<&Tensor>]) -> Kind {
-    let is_double = tensors.iter().flatten().any(|tensor| tensor.kind() == Kind::Double);
-    if is_double { Kind::Double } else { Kind::Float }
-}
-
 fn at_least_f32(kind: Kind) -> Kind {
     if kind == Kind::Double { kind } else { Kind::Float }
 }
 
-pub(super) fn of_kind_bool(argument: &str, tensor: &Tensor) -> Result<()> {
+fn of_kind_bool(argument: &str, tensor: &Tensor) -> Result<()> {
     if tensor.kind() == Kind::Bool {
         return Ok(());
     }
     Err(Error::input(argument, format!("is a tensor of {:?} where Bool is wanted", tensor.kind())))
 }
 
-pub(super) fn on_device_of(first: &Tensor, argument: &str, tensor: &Tensor) -> Result<()> {
+fn on_device_of(first: &Tensor, argument: &str, tensor: &Tensor) -> Result<()> {
     if tensor.device() == first.device() {
         return Ok(());
     }

@@ -4,10 +4,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::loss::{Batch, Sweep, check_cpu, common_kind, of_kind_bool, on_device_of};
+use super::loss::{Batch, Given, Sweep, check_cpu};
 use super::memory::{Element, Fresh, vectorised};
 use super::rows::{self, Rows};
-use super::sweep::{Found, Plan, Real, Sums};
+use super::sweep::{Found, Plan, Real, Sums, Weights};
 use crate::Result;
 use crate::axes::Axes;
 use crate::options::{
@@ -108,7 +108,7 @@ pub fn gspo(
 ) -> Result<GspoLosses> {
     options.check()?;
     let batch = checked(logp, logp_old, advantages, response_mask)?;
-    match batch.logp.kind() {
+    match batch.kind() {
         Kind::Double => batch.gspo::<f64>(options),
         _ => batch.gspo::<f32>(options),
     }
@@ -134,7 +134,7 @@ pub fn gmpo(
     axes.bind("response_mask", &["B", "T"], &response_mask.size())?;
     let of_tokens = advantages.unsqueeze(1).expand(logp.size(), false);
     let batch = checked(logp, logp_old, &of_tokens, response_mask)?;
-    match batch.logp.kind() {
+    match batch.kind() {
         Kind::Double => batch.gmpo::<f64>(options),
         _ => batch.gmpo::<f32>(options),
     }
@@ -156,39 +156,25 @@ pub(super) fn of_tokens(
 ) -> Result<(Losses, Sums)> {
     options.check()?;
     let batch = checked(logp, logp_old, advantages, response_mask)?;
-    match batch.logp.kind() {
+    match batch.kind() {
         Kind::Double => batch.losses::<f64>(options),
         _ => batch.losses::<f32>(options),
     }
 }
 
 fn checked(logp: &Tensor, logp_old: &Tensor, advantages: &Tensor, response_mask: &Tensor) -> Result<Batch> {
-    let mut axes = Axes::default();
-    for (name, tensor) in
-        [("logp", logp), ("logp_old", logp_old), ("advantages", advantages), ("response_mask", response_mask)]
-    {
-        axes = axes.bind(name, &["B", "T"], &tensor.size())?;
-        on_device_of(logp, name, tensor)?;
-    }
-    of_kind_bool("response_mask", response_mask)?;
+    let mask = Some(response_mask);
+    let given =
+        Given { logp, logp_old, logp_ref: None, advantages, entropy: None, mask, is_entropy_needed: false };
+    let batch = given.checked(&["B", "T"])?;
     check_cpu(logp.device())?;
-    let kind = common_kind(&[Some(logp), Some(logp_old), Some(advantages)]);
-    let plain = |tensor: &Tensor| tensor.detach().to_kind(kind).contiguous();
-    Ok(Batch {
-        logp: plain(logp),
-        logp_old: plain(logp_old),
-        logp_ref: None,
-        advantages: plain(advantages),
-        entropy: None,
-        mask: response_mask.contiguous(),
-        is_entropy_needed: false,
-    })
+    Ok(batch)
 }
 
 impl Batch {
     fn losses<F: Real + Element>(&self, options: &LossOptions) -> Result<(Losses, Sums)> {
-        let (shape, ones) = (self.logp.size(), vec![F::of(1.0); self.logp.numel()]);
-        let tokens = self.tokens(&ones)?;
+        let (shape, one) = (self.logp.size(), [F::of(1.0)]);
+        let tokens = self.tokens(alike(&one))?;
         let (mut loss, mut grad_logp) = (Fresh::zeros(&shape), Fresh::zeros(&shape));
         let found = Found {
             grad_logp: grad_logp.entries_mut()?,
@@ -200,8 +186,8 @@ impl Batch {
     }
 
     fn gspo<F: Real + Element>(&self, options: &Gspo) -> Result<GspoLosses> {
-        let (shape, ones) = (self.logp.size(), vec![F::of(1.0); self.logp.numel()]);
-        let tokens = self.tokens(&ones)?;
+        let (shape, one) = (self.logp.size(), [F::of(1.0)]);
+        let tokens = self.tokens(alike(&one))?;
         let (mut loss, mut grad_logp) = (Fresh::zeros(&shape), Fresh::zeros(&shape));
         let mut rows = Rows { grad_logp: grad_logp.entries_mut()?, losses: Some(loss.entries_mut()?) };
         let sums = rows::gspo(&tokens, shape[1] as usize, options, 1.0, &mut rows);
@@ -214,8 +200,8 @@ impl Batch {
     }
 
     fn gmpo<F: Real + Element>(&self, options: &Gmpo) -> Result<Losses> {
-        let (shape, ones) = (self.logp.size(), vec![F::of(1.0); self.logp.numel()]);
-        let tokens = self.tokens(&ones)?;
+        let (shape, one) = (self.logp.size(), [F::of(1.0)]);
+        let tokens = self.tokens(alike(&one))?;
         let width = shape[1] as usize;
         let of_rows: Vec<F> = tokens.advantages.iter().step_by(width.max(1)).copied().collect();
         let mut grad_logp = Fresh::zeros(&shape);
@@ -223,6 +209,11 @@ impl Batch {
         let sums = rows::gmpo(&tokens, width, &of_rows, [1.0, 1.0], options, &mut rows);
         Ok(Losses { loss: of_sequences(sums.losses, shape[0], 0.0)?, grad_logp: grad_logp.into_tensor() })
     }
+}
+
+/// One weight for all tokens: they are a single row.
+fn alike<F: Real>(weight: &[F; 1]) -> Weights<'_, F> {
+    Weights::OfRows { of_rows: weight, width: usize::MAX }
 }
 
 /// One number a sequence; sequences without any token, of which the pass knows nothing, have `otherwise`.

@@ -39,7 +39,6 @@ pub(super) fn gspo<F: Real>(
     for first in rows(tokens.logp.len(), width) {
         let own = first..first + width;
         let (mask, advantages) = (&tokens.mask[own.clone()], &tokens.advantages[own.clone()]);
-        let weights = &tokens.weights[own.clone()];
         let difference = |t: usize| tokens.logp[first + t] - tokens.logp_old[first + t];
         let (sum, count) = kept_sum(mask, |t| difference(t).wide());
         let mean_over = if level == ImportanceLevel::SequenceSum { 1.0 } else { count.max(1.0) };
@@ -55,7 +54,7 @@ pub(super) fn gspo<F: Real>(
             let advantage = choose(keep, advantages[t], F::of(0.0));
             let (loss, own_slope) = clip(ratio, slope, advantage, &bounds);
             let (loss, own_slope) = (choose(keep, loss, F::of(0.0)), choose(keep, own_slope, F::of(0.0)));
-            let weight = choose(keep, weights[t], F::of(0.0));
+            let weight = choose(keep, tokens.weights.of(first + t), F::of(0.0));
             sums.policy += choose(keep, weight.wide() * loss.wide(), 0.0);
             sums.clipped += usize::from(gain_is_clipped(ratio, advantage, &bounds));
             let gradient = choose(keep, weight.wide() * own_slope.wide() / steps, 0.0);

@@ -1,7 +1,7 @@
 //! The loss of tokens from their log-probabilities in one pass over plain slices: value, gradient, figures.
 //!
-//! A block of tokens at a time, in arrays that the compiler turns into vector instructions: what the options decide is
-//! decided once for the block, and what a token decides is a choice between two numbers that are both there, never a
+//! A block of tokens at a time, in a few loops that the compiler turns into vector instructions: what the options decide
+//! is decided once for the block, and what a token decides is a choice between two numbers that are both there, never a
 //! branch (so `&` where one would write `&&`). A masked token is emptied as it is read, so that nothing that stood there
 //! is computed with.
 
@@ -10,8 +10,9 @@ use std::ops::{Add, Mul, Neg, Sub};
 use super::exp;
 use crate::options::{Clip, KlPenalty, LossOptions, Objective};
 
-/// How many tokens go together: enough that the loops over them are vectorised one by one, measured against 16 and 32.
-const LANES: usize = 64;
+/// How many tokens go together: enough that what a loop over them begins with costs little, and few enough that what is
+/// worked out stays close; measured from 32 to 256.
+const LANES: usize = 128;
 /// Numbers of as many tokens.
 type Lanes<F> = [F; LANES];
 
@@ -76,7 +77,48 @@ pub(super) struct Tokens<'a, F> {
     /// A token counts unless this is 0.
     pub(super) mask: &'a [u8],
     /// What a token's loss weighs in the loss of the batch.
-    pub(super) weights: &'a [F],
+    pub(super) weights: Weights<'a, F>,
+}
+
+/// What tokens weigh.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Weights<'a, F> {
+    OfTokens(&'a [F]),
+    /// Of rows of so many tokens each.
+    OfRows {
+        of_rows: &'a [F],
+        width: usize,
+    },
+}
+
+impl<F: Real> Weights<'_, F> {
+    /// That of a token.
+    #[inline(always)]
+    pub(super) fn of(&self, token: usize) -> F {
+        match *self {
+            Self::OfTokens(weights) => weights[token],
+            Self::OfRows { of_rows, width } => of_rows[token / width],
+        }
+    }
+
+    /// Those of the tokens from `first` on, as far as there are any.
+    #[inline(always)]
+    fn read(&self, first: usize, lanes: &mut Lanes<F>) {
+        match *self {
+            Self::OfTokens(weights) => {
+                let own = &weights[first..weights.len().min(first + LANES)];
+                lanes[..own.len()].copy_from_slice(own);
+            }
+            Self::OfRows { of_rows, width } if first / width == (first + LANES - 1) / width => {
+                *lanes = [of_rows[first / width]; LANES];
+            }
+            Self::OfRows { of_rows, width } => {
+                for (i, lane) in lanes.iter_mut().enumerate() {
+                    *lane = of_rows.get((first + i) / width).copied().unwrap_or(F::of(0.0));
+                }
+            }
+        }
+    }
 }
 
 /// What is found out about them, an entry each; 0 where the mask keeps nothing.
@@ -139,10 +181,8 @@ pub(super) struct Plan<F> {
 /// What is made of the ratio and the advantage of a token.
 #[derive(Debug, Clone, Copy)]
 enum Policy<F> {
-    Clip {
-        limit: F,
-        bounds: Bounds<F>,
-    },
+    /// With the bounds and the limit that are told.
+    Clip,
     Gradient,
     Cispo {
         limit: F,
@@ -194,9 +234,7 @@ impl<F: Real> Plan<F> {
     pub(super) fn of(options: &LossOptions) -> Self {
         let (terms, told) = (&options.terms, options.clip());
         let policy = match &options.objective {
-            Objective::Vanilla => {
-                Policy::Clip { limit: limit(terms.clip.log_ratio_clamp), bounds: Bounds::of(&terms.clip) }
-            }
+            Objective::Vanilla => Policy::Clip,
             Objective::Gpg => Policy::Gradient,
             Objective::Cispo(cispo) => Policy::Cispo {
                 limit: limit(cispo.log_ratio_clamp),
@@ -231,49 +269,137 @@ impl<F: Real> Plan<F> {
 /// Goes over the tokens once. All slices have the length of `tokens.logp`, which the caller has made sure of.
 #[inline(always)]
 pub(super) fn sweep<F: Real>(tokens: &Tokens<'_, F>, plan: &Plan<F>, found: &mut Found<'_, F>) -> Sums {
-    let mut running = Running::none();
-    let count = tokens.logp.len();
-    let whole = count - count % LANES;
-    for first in (0..whole).step_by(LANES) {
-        let block = Block::read(tokens, first, LANES);
-        step(&block, plan, found, first, LANES, &mut running);
+    let (mut desk, mut running) = (Desk::empty(), Running::none());
+    let blocks = tokens.logp.len() / LANES;
+    for block in 0..blocks {
+        let mut weights = [F::of(0.0); LANES];
+        tokens.weights.read(block * LANES, &mut weights);
+        let mut out = Out {
+            gradient: &mut found.grad_logp.as_chunks_mut().0[block],
+            grad_entropy: found.grad_entropy.as_mut().map(|entries| &mut entries.as_chunks_mut().0[block]),
+            losses: found.losses.as_mut().map(|entries| &mut entries.as_chunks_mut().0[block]),
+        };
+        step(&Block::of(tokens, block, &weights), plan, &mut out, &mut desk, &mut running);
     }
-    if whole < count {
-        let block = Block::read(tokens, whole, count - whole);
-        step(&block, plan, found, whole, count - whole, &mut running);
+    let first = blocks * LANES;
+    if first < tokens.logp.len() {
+        rest(tokens, first, plan, found, &mut desk, &mut running);
     }
     running.total()
 }
 
-/// Some tokens, emptied where the mask keeps nothing.
-struct Block<F> {
-    keep: [bool; LANES],
-    logp: Lanes<F>,
-    logp_old: Lanes<F>,
-    logp_ref: Lanes<F>,
-    advantages: Lanes<F>,
-    entropy: Lanes<F>,
-    has_entropy: bool,
-    weights: Lanes<F>,
+/// The tokens behind the last whole block: a block of copies, the end of which is masked.
+#[inline(always)]
+fn rest<F: Real>(
+    tokens: &Tokens<'_, F>,
+    first: usize,
+    plan: &Plan<F>,
+    found: &mut Found<'_, F>,
+    desk: &mut Desk<F>,
+    running: &mut Running,
+) {
+    let zero = F::of(0.0);
+    let mut weights = [zero; LANES];
+    tokens.weights.read(first, &mut weights);
+    let logp_ref = tokens.logp_ref.map(|numbers| padded(&numbers[first..], zero));
+    let entropy = tokens.entropy.map(|numbers| padded(&numbers[first..], zero));
+    let block = Block {
+        mask: &padded(&tokens.mask[first..], 0),
+        logp: &padded(&tokens.logp[first..], zero),
+        logp_old: &padded(&tokens.logp_old[first..], zero),
+        logp_ref: logp_ref.as_ref(),
+        advantages: &padded(&tokens.advantages[first..], zero),
+        entropy: entropy.as_ref(),
+        weights: &weights,
+    };
+    let own = &mut found.grad_logp[first..];
+    let (mut gradient, mut grad_entropy, mut losses) = (padded(own, zero), [zero; LANES], [zero; LANES]);
+    let mut out = Out {
+        gradient: &mut gradient,
+        grad_entropy: found.grad_entropy.is_some().then_some(&mut grad_entropy),
+        losses: found.losses.is_some().then_some(&mut losses),
+    };
+    step(&block, plan, &mut out, desk, running);
+    let count = own.len();
+    own.copy_from_slice(&gradient[..count]);
+    if let Some(own) = &mut found.grad_entropy {
+        own[first..].copy_from_slice(&grad_entropy[..count]);
+    }
+    if let Some(own) = &mut found.losses {
+        own[first..].copy_from_slice(&losses[..count]);
+    }
 }
 
-impl<F: Real> Block<F> {
-    /// So many tokens from `first` on; behind them nothing is kept.
+/// These, and fillers behind them.
+#[inline(always)]
+fn padded<T: Copy>(numbers: &[T], filler: T) -> [T; LANES] {
+    let mut lanes = [filler; LANES];
+    lanes[..numbers.len()].copy_from_slice(numbers);
+    lanes
+}
+
+/// Some tokens. Where the mask keeps nothing, anything may stand in the others.
+struct Block<'a, F> {
+    mask: &'a [u8; LANES],
+    logp: &'a Lanes<F>,
+    logp_old: &'a Lanes<F>,
+    logp_ref: Option<&'a Lanes<F>>,
+    advantages: &'a Lanes<F>,
+    entropy: Option<&'a Lanes<F>>,
+    weights: &'a Lanes<F>,
+}
+
+impl<'a, F: Real> Block<'a, F> {
     #[inline(always)]
-    fn read(tokens: &Tokens<'_, F>, first: usize, count: usize) -> Self {
-        let mut keep = [false; LANES];
-        for (keep, &mask) in keep.iter_mut().zip(&tokens.mask[first..first + count]) {
-            *keep = mask != 0;
-        }
+    fn of(tokens: &Tokens<'a, F>, block: usize, weights: &'a Lanes<F>) -> Self {
         Self {
-            keep,
-            logp: read(Some(tokens.logp), first, count, &keep),
-            logp_old: read(Some(tokens.logp_old), first, count, &keep),
-            logp_ref: read(tokens.logp_ref, first, count, &keep),
-            advantages: read(Some(tokens.advantages), first, count, &keep),
-            entropy: read(tokens.entropy, first, count, &keep),
-            has_entropy: tokens.entropy.is_some(),
-            weights: read(Some(tokens.weights), first, count, &keep),
+            mask: &tokens.mask.as_chunks().0[block],
+            logp: &tokens.logp.as_chunks().0[block],
+            logp_old: &tokens.logp_old.as_chunks().0[block],
+            logp_ref: tokens.logp_ref.map(|numbers| &numbers.as_chunks().0[block]),
+            advantages: &tokens.advantages.as_chunks().0[block],
+            entropy: tokens.entropy.map(|numbers| &numbers.as_chunks().0[block]),
+            weights,
+        }
+    }
+
+    /// The number if the mask keeps the token, 0 otherwise.
+    #[inline(always)]
+    fn kept(&self, i: usize, number: F) -> F {
+        choose(self.mask[i] != 0, number, F::of(0.0))
+    }
+}
+
+/// Where a block's entries of [`Found`] go.
+struct Out<'a, F> {
+    gradient: &'a mut Lanes<F>,
+    grad_entropy: Option<&'a mut Lanes<F>>,
+    losses: Option<&'a mut Lanes<F>>,
+}
+
+/// What is worked out for a block, in place of the last one's.
+struct Desk<F> {
+    /// The ratios that the figures tell of.
+    told: Ratio<F>,
+    /// Those of the objective or of the KL's weight, where their limit is another.
+    other: Ratio<F>,
+    policy: Term<F>,
+    kl: Term<F>,
+    /// 1 where the gain is clipped, and where the dual clip lowers it.
+    clipped: Lanes<F>,
+    lowered: Lanes<F>,
+}
+
+impl<F: Real> Desk<F> {
+    fn empty() -> Self {
+        let none = [F::of(0.0); LANES];
+        Self {
+            told: Ratio::empty(),
+            other: Ratio::empty(),
+            policy: Term::empty(),
+            kl: Term::empty(),
+            clipped: none,
+            lowered: none,
         }
     }
 }
@@ -281,53 +407,59 @@ impl<F: Real> Block<F> {
 /// What some tokens add to the sums and to the gradients.
 #[inline(always)]
 fn step<F: Real>(
-    block: &Block<F>,
+    block: &Block<'_, F>,
     plan: &Plan<F>,
-    found: &mut Found<'_, F>,
-    first: usize,
-    count: usize,
+    out: &mut Out<'_, F>,
+    desk: &mut Desk<F>,
     running: &mut Running,
 ) {
-    let Block { keep, logp, logp_old, advantages, weights, has_entropy, .. } = block;
-    let zero = F::of(0.0);
-    let own = first..first + count;
-    let difference = each(|i| logp[i] - logp_old[i]);
-    let told = Ratio::of(&difference, plan.told_limit);
-
-    let policy = of_policy(block, &difference, &told, plan);
-    let scale = each(|i| weights[i] * plan.per_step);
-    let mut gradient = match plan.policy {
-        Policy::Given => read_back(&found.grad_logp[own.clone()]),
-        _ => each(|i| scale[i] * policy.slope[i]),
+    let Desk { told, other, policy, kl, clipped, lowered } = desk;
+    let (zero, one, weights) = (F::of(0.0), F::of(1.0), block.weights);
+    told.fill(block, plan.told_limit);
+    policy_term(block, plan, told, other, policy);
+    if let Some(losses) = &mut out.losses {
+        **losses = policy.loss;
+    }
+    // What a masked token weighs is chosen away: infinities would turn 0 into NaN.
+    add(&mut running.policy, |i| block.kept(i, weights[i] * policy.loss[i]));
+    // So far; of what was given, the policy's part stands there already.
+    let gradient = match plan.policy {
+        Policy::Given => *out.gradient,
+        _ => each(|i| weights[i] * plan.per_step * policy.slope[i]),
     };
-    if let Some(losses) = &mut found.losses {
-        losses[own.clone()].copy_from_slice(&policy.loss[..count]);
+    match (&plan.kl, block.logp_ref) {
+        (Some(of), Some(logp_ref)) => {
+            kl_term(block, logp_ref, of, kl);
+            if let Some(limit) = of.weight_limit {
+                kl.weigh(told.or_in(other, block, plan.told_limit, limit));
+            }
+            let coef = plan.per_step * of.coef;
+            fill(out.gradient, |i| block.kept(i, gradient[i] + weights[i] * coef * kl.slope[i]));
+            add(&mut running.kl, |i| block.kept(i, weights[i] * kl.loss[i]));
+            add(&mut running.plain_kl, |i| kl.loss[i]);
+        }
+        _ => fill(out.gradient, |i| block.kept(i, gradient[i])),
     }
-    add(&mut running.policy, &each(|i| weights[i] * policy.loss[i]));
+    if let Some(entropy) = block.entropy {
+        add(&mut running.entropy, |i| block.kept(i, weights[i] * entropy[i]));
+        add(&mut running.plain_entropy, |i| block.kept(i, entropy[i]));
+    }
+    if let Some(grad_entropy) = &mut out.grad_entropy {
+        let coef = plan.per_step * plan.entropy_coeff;
+        fill(grad_entropy, |i| block.kept(i, zero - weights[i] * coef));
+    }
 
-    if let Some(kl) = &plan.kl {
-        let of_kl = of_kl(block, &difference, &told, plan, kl);
-        gradient = each(|i| gradient[i] + scale[i] * kl.coef * of_kl.slope[i]);
-        add(&mut running.kl, &each(|i| weights[i] * of_kl.loss[i]));
-        add(&mut running.plain_kl, &of_kl.loss);
+    let (bounds, ratio) = (&plan.told, &told.ratio);
+    for i in 0..LANES {
+        let (ratio, advantage) = (ratio[i], block.kept(i, block.advantages[i]));
+        clipped[i] = choose(gain_is_clipped(ratio, advantage, bounds), one, zero);
+        lowered[i] = choose(is_lowered(ratio, advantage, bounds), one, zero);
     }
-    // What is weighed by 0 is chosen away: infinities would turn it into NaN.
-    found.grad_logp[own.clone()].copy_from_slice(&each(|i| choose(keep[i], gradient[i], zero))[..count]);
-
-    if *has_entropy {
-        add(&mut running.entropy, &each(|i| weights[i] * block.entropy[i]));
-        add(&mut running.plain_entropy, &block.entropy);
-    }
-    if let Some(grad_entropy) = &mut found.grad_entropy {
-        grad_entropy[own].copy_from_slice(&each(|i| zero - scale[i] * plan.entropy_coeff)[..count]);
-    }
-
-    let bounds = &plan.told;
-    count_if(&mut running.clipped, |i| gain_is_clipped(told.ratio[i], advantages[i], bounds));
-    count_if(&mut running.lowered, |i| is_lowered(told.ratio[i], advantages[i], bounds));
-    count_if(&mut running.tokens, |i| keep[i]);
-    add(&mut running.log_ratio, &told.log);
-    add(&mut running.ratio, &each(|i| choose(keep[i], told.ratio[i], zero)));
+    add(&mut running.clipped, |i| clipped[i]);
+    add(&mut running.lowered, |i| lowered[i]);
+    add(&mut running.tokens, |i| block.kept(i, one));
+    add(&mut running.log_ratio, |i| told.log[i]);
+    add(&mut running.ratio, |i| block.kept(i, ratio[i]));
 }
 
 /// Losses of tokens and their derivatives, each by the token's own log-probability.
@@ -336,31 +468,58 @@ struct Term<F> {
     slope: Lanes<F>,
 }
 
+impl<F: Real> Term<F> {
+    fn empty() -> Self {
+        Self { loss: [F::of(0.0); LANES], slope: [F::of(0.0); LANES] }
+    }
+
+    #[inline(always)]
+    fn fill(&mut self, of: impl Fn(usize) -> (F, F)) {
+        for i in 0..LANES {
+            (self.loss[i], self.slope[i]) = of(i);
+        }
+    }
+
+    /// Both times the ratio, by which the loss has a derivative, too.
+    #[inline(always)]
+    fn weigh(&mut self, by: &Ratio<F>) {
+        for i in 0..LANES {
+            let (loss, slope, zero) = (self.loss[i], self.slope[i], F::of(0.0));
+            let of_ratio = choose(by.slope[i] == zero, zero, loss * by.slope[i]);
+            (self.loss[i], self.slope[i]) = (loss * by.ratio[i], slope * by.ratio[i] + of_ratio);
+        }
+    }
+}
+
 /// The policy's term, before it is weighed.
 #[inline(always)]
-fn of_policy<F: Real>(block: &Block<F>, difference: &Lanes<F>, told: &Ratio<F>, plan: &Plan<F>) -> Term<F> {
-    let advantages = &block.advantages;
+fn policy_term<F: Real>(
+    block: &Block<'_, F>,
+    plan: &Plan<F>,
+    told: &Ratio<F>,
+    other: &mut Ratio<F>,
+    term: &mut Term<F>,
+) {
+    let advantage = |i| block.kept(i, block.advantages[i]);
+    let logp = |i| block.kept(i, block.logp[i]);
     match plan.policy {
-        Policy::Clip { limit, bounds } => {
-            let ratio = told.or_of(difference, plan.told_limit, limit);
-            both(|i| clip(ratio.ratio[i], ratio.slope[i], advantages[i], &bounds))
-        }
-        Policy::Gradient => both(|i| (-(advantages[i] * block.logp[i]), -advantages[i])),
+        Policy::Clip => term.fill(|i| clip(told.ratio[i], told.slope[i], advantage(i), &plan.told)),
+        Policy::Gradient => term.fill(|i| (-(advantage(i) * logp(i)), -advantage(i))),
         Policy::Cispo { limit, low, high } => {
-            let ratio = told.or_of(difference, plan.told_limit, limit);
-            both(|i| {
-                let slope = -(clamp(ratio.ratio[i], low, high) * advantages[i]);
-                (slope * block.logp[i], slope)
-            })
+            let own = told.or_in(other, block, plan.told_limit, limit);
+            term.fill(|i| {
+                let slope = -(clamp(own.ratio[i], low, high) * advantage(i));
+                (slope * logp(i), slope)
+            });
         }
         Policy::Sapo { limit, tau_pos, tau_neg } => {
-            let ratio = told.or_of(difference, plan.told_limit, limit);
-            both(|i| {
-                let tau = choose(advantages[i] > F::of(0.0), tau_pos, tau_neg);
-                sapo(ratio.ratio[i], ratio.slope[i], advantages[i], tau)
-            })
+            let own = told.or_in(other, block, plan.told_limit, limit);
+            term.fill(|i| {
+                let tau = choose(advantage(i) > F::of(0.0), tau_pos, tau_neg);
+                sapo(own.ratio[i], own.slope[i], advantage(i), tau)
+            });
         }
-        Policy::Given => both(|_| (F::of(0.0), F::of(0.0))),
+        Policy::Given => term.fill(|_| (F::of(0.0), F::of(0.0))),
     }
 }
 
@@ -408,50 +567,47 @@ fn is_lowered<F: Real>(ratio: F, advantage: F, bounds: &Bounds<F>) -> bool {
     (advantage < F::of(0.0)) & (loss > -bounds.c * advantage)
 }
 
-/// The KL's term, before it is weighed by more than the ratio.
+/// The KL's term, before it is weighed.
 #[inline(always)]
-fn of_kl<F: Real>(
-    block: &Block<F>,
-    difference: &Lanes<F>,
-    told: &Ratio<F>,
-    plan: &Plan<F>,
-    kl: &Kl<F>,
-) -> Term<F> {
+fn kl_term<F: Real>(block: &Block<'_, F>, logp_ref: &Lanes<F>, kl: &Kl<F>, term: &mut Term<F>) {
     let (zero, one, half) = (F::of(0.0), F::of(1.0), F::of(0.5));
-    let from_ref = each(|i| block.logp[i] - block.logp_ref[i]);
-    let d = each(|i| clamp(from_ref[i], -kl.input_limit, kl.input_limit));
-    let estimate: Term<F> = match kl.penalty {
-        KlPenalty::K1 | KlPenalty::K1Plus => both(|i| (d[i], one)),
-        KlPenalty::Abs | KlPenalty::AbsPlus => both(|i| {
-            let sign = choose(d[i] > zero, one, choose(d[i] < zero, -one, zero));
-            (choose(d[i] < zero, -d[i], d[i]), sign)
+    match kl.penalty {
+        KlPenalty::K1 | KlPenalty::K1Plus => kl_of(block, logp_ref, kl, term, |d| (d, one)),
+        KlPenalty::Abs | KlPenalty::AbsPlus => kl_of(block, logp_ref, kl, term, |d| {
+            let sign = choose(d > zero, one, choose(d < zero, -one, zero));
+            (choose(d < zero, -d, d), sign)
         }),
-        KlPenalty::K2 | KlPenalty::K2Plus => both(|i| (d[i] * d[i] * half, d[i])),
-        KlPenalty::K3 | KlPenalty::K3Plus => both(|i| {
-            let exp = (-d[i]).exp();
-            (exp + d[i] - one, one - exp)
+        KlPenalty::K2 | KlPenalty::K2Plus => kl_of(block, logp_ref, kl, term, |d| (d * d * half, d)),
+        KlPenalty::K3 | KlPenalty::K3Plus => kl_of(block, logp_ref, kl, term, |d| {
+            let exp = (-d).exp();
+            (exp + d - one, one - exp)
         }),
-    };
-    let value = each(|i| clamp(estimate.loss[i], -kl.output_limit, kl.output_limit));
-    let slope = if kl.penalty.straight_through() {
-        from_ref
-    } else {
-        each(|i| {
-            let passes =
-                is_within(from_ref[i], kl.input_limit) & is_within(estimate.loss[i], kl.output_limit);
-            choose(passes, estimate.slope[i], zero)
-        })
-    };
-    let Some(limit) = kl.weight_limit else { return Term { loss: value, slope } };
-    let weight = told.or_of(difference, plan.told_limit, limit);
-    both(|i| {
-        let of_weight = choose(is_within(difference[i], limit), value[i] * weight.ratio[i], zero);
-        (value[i] * weight.ratio[i], slope[i] * weight.ratio[i] + of_weight)
-    })
+    }
+    if kl.penalty.straight_through() {
+        fill(&mut term.slope, |i| block.kept(i, block.logp[i] - logp_ref[i]));
+    }
+}
+
+/// The term of an estimate, given with its derivative, of the log-ratio within its limits.
+#[inline(always)]
+fn kl_of<F: Real>(
+    block: &Block<'_, F>,
+    logp_ref: &Lanes<F>,
+    kl: &Kl<F>,
+    term: &mut Term<F>,
+    estimate: impl Fn(F) -> (F, F),
+) {
+    term.fill(|i| {
+        let from_ref = block.kept(i, block.logp[i] - logp_ref[i]);
+        let within = clamp(from_ref, -kl.input_limit, kl.input_limit);
+        let (loss, slope) = estimate(within);
+        let bounded = clamp(loss, -kl.output_limit, kl.output_limit);
+        // A clamp lets the gradient pass where it changes nothing, so at its edges, too.
+        (bounded, choose((within == from_ref) & (bounded == loss), slope, F::of(0.0)))
+    });
 }
 
 /// Importance ratios.
-#[derive(Clone, Copy)]
 struct Ratio<F> {
     /// The log-ratio within its limit.
     log: Lanes<F>,
@@ -462,129 +618,109 @@ struct Ratio<F> {
 }
 
 impl<F: Real> Ratio<F> {
-    #[inline(always)]
-    fn of(difference: &Lanes<F>, limit: F) -> Self {
-        let log = each(|i| clamp(difference[i], -limit, limit));
-        let ratio = each(|i| log[i].exp());
-        let slope = each(|i| choose(is_within(difference[i], limit), ratio[i], F::of(0.0)));
-        Self { log, ratio, slope }
+    fn empty() -> Self {
+        let none = [F::of(0.0); LANES];
+        Self { log: none, ratio: none, slope: none }
     }
 
-    /// This one, which has one limit, or another with another.
     #[inline(always)]
-    fn or_of(&self, difference: &Lanes<F>, limit: F, other: F) -> Self {
-        if limit == other { *self } else { Self::of(difference, other) }
+    fn fill(&mut self, block: &Block<'_, F>, limit: F) {
+        for i in 0..LANES {
+            let difference = block.kept(i, block.logp[i] - block.logp_old[i]);
+            let log = clamp(difference, -limit, limit);
+            let ratio = log.exp();
+            (self.log[i], self.ratio[i]) = (log, ratio);
+            self.slope[i] = choose(log == difference, ratio, F::of(0.0));
+        }
+    }
+
+    /// These, which have one limit, or those with another, worked out in `other`.
+    #[inline(always)]
+    fn or_in<'a>(&'a self, other: &'a mut Self, block: &Block<'_, F>, limit: F, wanted: F) -> &'a Self {
+        if limit == wanted {
+            return self;
+        }
+        other.fill(block, wanted);
+        other
     }
 }
 
-/// Sums that are being taken, four side by side each.
+/// Sums that are being taken, several side by side each.
 struct Running {
-    policy: [f64; 4],
-    kl: [f64; 4],
-    entropy: [f64; 4],
-    clipped: [u32; LANES],
-    lowered: [u32; LANES],
-    log_ratio: [f64; 4],
-    ratio: [f64; 4],
-    plain_kl: [f64; 4],
-    plain_entropy: [f64; 4],
-    tokens: [u32; LANES],
+    policy: Partial,
+    kl: Partial,
+    entropy: Partial,
+    clipped: Partial,
+    lowered: Partial,
+    log_ratio: Partial,
+    ratio: Partial,
+    plain_kl: Partial,
+    plain_entropy: Partial,
+    tokens: Partial,
 }
+
+/// Sums that one number is the sum of.
+type Partial = [f64; PARTS];
+const PARTS: usize = 16;
 
 impl Running {
     fn none() -> Self {
-        let (none, never) = ([0.0; 4], [0; LANES]);
+        let none = [0.0; PARTS];
         Self {
             policy: none,
             kl: none,
             entropy: none,
-            clipped: never,
-            lowered: never,
+            clipped: none,
+            lowered: none,
             log_ratio: none,
             ratio: none,
             plain_kl: none,
             plain_entropy: none,
-            tokens: never,
+            tokens: none,
         }
     }
 
     fn total(&self) -> Sums {
-        let all = |sums: &[f64; 4]| sums.iter().sum();
-        let count = |counts: &[u32; LANES]| counts.iter().map(|&count| f64::from(count)).sum();
+        let all = |sums: &Partial| sums.iter().sum();
         Sums {
             policy: all(&self.policy),
             kl: all(&self.kl),
             entropy: all(&self.entropy),
-            clipped: count(&self.clipped),
-            lowered: count(&self.lowered),
+            clipped: all(&self.clipped),
+            lowered: all(&self.lowered),
             log_ratio: all(&self.log_ratio),
             ratio: all(&self.ratio),
             plain_kl: all(&self.plain_kl),
             plain_entropy: all(&self.plain_entropy),
-            tokens: count(&self.tokens),
+            tokens: all(&self.tokens),
         }
     }
 }
 
-/// Counts lane by lane, which 4 billion tokens a lane do not overflow.
+/// Adds a term of every token: the few that go to the same part as they are, and their sum in double precision.
 #[inline(always)]
-fn count_if(counts: &mut [u32; LANES], holds: impl Fn(usize) -> bool) {
-    for (i, count) in counts.iter_mut().enumerate() {
-        *count += u32::from(holds(i));
-    }
-}
-
-#[inline(always)]
-fn add<F: Real>(sums: &mut [f64; 4], terms: &Lanes<F>) {
-    let mut own = [0.0; 8];
-    for terms in terms.chunks_exact(8) {
-        for i in 0..8 {
-            own[i] += terms[i].wide();
+fn add<F: Real>(sums: &mut Partial, term: impl Fn(usize) -> F) {
+    for (part, sum) in sums.iter_mut().enumerate() {
+        let mut own = term(part);
+        for next in 1..LANES / PARTS {
+            own = own + term(part + next * PARTS);
         }
+        *sum += own.wide();
     }
-    for i in 0..4 {
-        sums[i] += own[i] + own[i + 4];
-    }
-}
-
-/// So many numbers from `first` on, 0 where nothing is kept and behind them.
-#[inline(always)]
-fn read<F: Real>(numbers: Option<&[F]>, first: usize, count: usize, keep: &[bool; LANES]) -> Lanes<F> {
-    let zero = F::of(0.0);
-    let Some(numbers) = numbers else { return [zero; LANES] };
-    let mut lanes = [zero; LANES];
-    if count == LANES {
-        lanes.copy_from_slice(&numbers[first..first + LANES]);
-    } else {
-        lanes[..count].copy_from_slice(&numbers[first..first + count]);
-    }
-    each(|i| choose(keep[i], lanes[i], zero))
-}
-
-/// The entries of a slice, and 0 behind them.
-#[inline(always)]
-fn read_back<F: Real>(numbers: &[F]) -> Lanes<F> {
-    let mut lanes = [F::of(0.0); LANES];
-    lanes[..numbers.len()].copy_from_slice(numbers);
-    lanes
 }
 
 #[inline(always)]
 fn each<F: Real>(of: impl Fn(usize) -> F) -> Lanes<F> {
     let mut lanes = [F::of(0.0); LANES];
-    for (i, lane) in lanes.iter_mut().enumerate() {
-        *lane = of(i);
-    }
+    fill(&mut lanes, of);
     lanes
 }
 
 #[inline(always)]
-fn both<F: Real>(of: impl Fn(usize) -> (F, F)) -> Term<F> {
-    let mut term = Term { loss: [F::of(0.0); LANES], slope: [F::of(0.0); LANES] };
-    for i in 0..LANES {
-        (term.loss[i], term.slope[i]) = of(i);
+fn fill<F: Real>(lanes: &mut Lanes<F>, of: impl Fn(usize) -> F) {
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        *lane = of(i);
     }
-    term
 }
 
 #[inline(always)]
@@ -597,10 +733,4 @@ pub(super) fn choose<F>(condition: bool, then: F, otherwise: F) -> F {
 fn clamp<F: Real>(x: F, low: F, high: F) -> F {
     let from_below = choose(x < low, low, x);
     choose(from_below > high, high, from_below)
-}
-
-/// Whether a clamp to [-limit, limit] lets the gradient pass, as it does at its edges.
-#[inline(always)]
-fn is_within<F: Real>(x: F, limit: F) -> bool {
-    (x >= -limit) & (x <= limit)
 }
