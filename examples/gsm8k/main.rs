@@ -24,7 +24,7 @@ use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{self, Examination};
 use grpo_oracle::train::experience::Models;
 use grpo_oracle::train::health::Watch;
-use grpo_oracle::train::optim::{AdamW, AdamWOptions, Course};
+use grpo_oracle::train::optim::{Course, Optimizer, adamw_of};
 use grpo_oracle::train::report::{self, EvalLine, Run, StepLine};
 use grpo_oracle::train::rollout::{self, RolloutOptions};
 use grpo_oracle::train::step::{self, StepMetrics, StepOptions};
@@ -132,7 +132,7 @@ fn learn(
         false => None,
     };
     let parameters = llm.model.trainable().into_iter().map(|named| named.1);
-    let optimizer = AdamW::new(parameters, AdamWOptions::of(&actor.optim));
+    let optimizer = Optimizer::new(parameters, adamw_of(&actor.optim), updating.fused);
     let course = Course::of(&actor.optim, steps)?;
     let draws = Draws::new(problems.to_vec(), config.data.shuffle.then_some(config.data.seed));
     let mut learner = Learner { algorithm, optimizer, critic, draws };

@@ -111,6 +111,13 @@ pub struct ModelSource {
     pub target_modules: TargetModules,
 }
 
+impl ModelSource {
+    /// Whether fast paths are used where there are some.
+    pub fn uses_fused_kernels(&self, on_cpu: bool) -> bool {
+        self.use_fused_kernels.unwrap_or(on_cpu)
+    }
+}
+
 impl Default for ModelSource {
     fn default() -> Self {
         Self {

@@ -58,7 +58,7 @@ impl<R: Real> Formula<R> {
             #[cfg(feature = "torch")]
             torch: Some(of_torch::adamw),
             #[cfg(feature = "torch")]
-            fused: None,
+            fused: Some(of_fused::adamw),
         },
         Self {
             id: "optim.clip_grad_norm",
@@ -252,5 +252,26 @@ mod of_torch {
 
     pub(super) fn schedule(args: &TorchArgs<'_>) -> Result<Outputs> {
         Ok(vec![("scale", torch::optim::schedule(args.tensor("step")?, &args.options()?)?)])
+    }
+}
+
+#[cfg(feature = "torch")]
+mod of_fused {
+    use crate::Result;
+    use crate::arguments::TorchArgs;
+    use crate::formula::FusedOutputs;
+    use crate::fused;
+
+    pub(super) fn adamw(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let after = fused::optim::adamw(
+            args.tensor("param")?,
+            args.tensor("grad")?,
+            args.tensor("m")?,
+            args.tensor("v")?,
+            args.tensor("step")?,
+            &args.options()?,
+        )?;
+        let outputs = vec![("param", after.param), ("m", after.m), ("v", after.v)];
+        Ok(FusedOutputs { outputs, gradients: Vec::new() })
     }
 }

@@ -43,6 +43,21 @@ pub(super) fn entries<T: Element>(tensor: &Tensor) -> Result<&[T]> {
     Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), count) })
 }
 
+/// The same, to be written. No graph knows of it.
+///
+/// # Errors
+/// `unsupported` for a tensor that is something else.
+pub(super) fn entries_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
+    check::<T>(tensor)?;
+    let count = tensor.numel();
+    if count == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as in `entries`; and whoever calls this has made sure that no other slice of the same memory is in use,
+    // which tensors may share.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), count) })
+}
+
 /// A tensor that nobody else has a hold of yet.
 #[derive(Debug)]
 pub(super) struct Fresh<T> {
@@ -61,14 +76,7 @@ impl<T: Element> Fresh<T> {
     /// # Errors
     /// None in practice: it is made as [`entries`] wants it.
     pub(super) fn entries_mut(&mut self) -> Result<&mut [T]> {
-        check::<T>(&self.tensor)?;
-        let count = self.tensor.numel();
-        if count == 0 {
-            return Ok(&mut []);
-        }
-        // SAFETY: as in `entries`; and the memory is this tensor's own, made in `zeros` and handed to nobody while
-        // `self` is borrowed.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast::<T>(), count) })
+        entries_mut(&mut self.tensor)
     }
 
     /// The tensor, written.

@@ -5,6 +5,7 @@
 //!
 //! * [`loss`]: a whole loss for given log-probabilities, in one pass over the tokens
 //! * [`head`]: from hidden states to log-probabilities and gradients, without ever holding the logits
+//! * [`optim`]: a step of AdamW in one pass over the parameters
 //! * [`objective`], [`metrics`] and [`logprob`]: their parts by the names that they have elsewhere
 //!
 //! On the CPU the losses are loops over the tensors' memory, on CUDA kernels that are compiled when they are first wanted
@@ -18,5 +19,6 @@ pub mod loss;
 mod memory;
 pub mod metrics;
 pub mod objective;
+pub mod optim;
 mod rows;
 mod sweep;

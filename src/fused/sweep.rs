@@ -5,7 +5,7 @@
 //! branch (so `&` where one would write `&&`). A masked token is emptied as it is read, so that nothing that stood there
 //! is computed with.
 
-use std::ops::{Add, Mul, Neg, Sub};
+use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use super::exp;
 use crate::options::{Clip, KlPenalty, LossOptions, Objective};
@@ -18,12 +18,18 @@ type Lanes<F> = [F; LANES];
 
 /// What the loss is computed in: `f32` or `f64`.
 pub(super) trait Real:
-    Copy + PartialOrd + Neg<Output = Self> + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
+    Copy
+    + PartialOrd
+    + Neg<Output = Self>
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
 {
     fn of(number: f64) -> Self;
     fn wide(self) -> f64;
     fn exp(self) -> Self;
-    fn reciprocal(self) -> Self;
+    fn sqrt(self) -> Self;
 }
 
 impl Real for f32 {
@@ -40,8 +46,8 @@ impl Real for f32 {
         exp::exp(self)
     }
     #[inline(always)]
-    fn reciprocal(self) -> Self {
-        1.0 / self
+    fn sqrt(self) -> Self {
+        self.sqrt()
     }
 }
 
@@ -59,8 +65,8 @@ impl Real for f64 {
         self.exp()
     }
     #[inline(always)]
-    fn reciprocal(self) -> Self {
-        1.0 / self
+    fn sqrt(self) -> Self {
+        self.sqrt()
     }
 }
 
@@ -543,13 +549,13 @@ fn sapo<F: Real>(ratio: F, slope: F, advantage: F, tau: F) -> (F, F) {
     let x = tau * (ratio - one);
     // In the form whose exponential cannot overflow.
     let small = choose(x < F::of(0.0), x, -x).exp();
-    let of_other_sign = (one + small).reciprocal();
+    let of_other_sign = one / (one + small);
     let (gate, closed) = (choose(x < F::of(0.0), small, one), choose(x < F::of(0.0), one, small));
     let (gate, closed) = (gate * of_other_sign, closed * of_other_sign);
     // The derivative of the gate is tau gate (1 - gate), and tau cancels. The gate is closed where the ratio overflows.
     let slope = choose(ratio < F::of(f64::INFINITY), gate * closed * slope, F::of(0.0));
     let four = F::of(4.0);
-    (-(gate * (four * tau.reciprocal()) * advantage), -(slope * four * advantage))
+    (-(gate * (four * (one / tau)) * advantage), -(slope * four * advantage))
 }
 
 /// Whether the ratio is above its upper bound with A > 0, or below the lower one with A < 0.

@@ -183,8 +183,7 @@ impl Batch {
         let (tokens, mask) = left_padded(&distinct, pad_token, model.device());
         let filled = tokens.size()[1];
         let capacity = filled + max_new_tokens as i64;
-        let mut cache = Cache::new(model, distinct.len() as i64, filled);
-        let hidden = model.prefill(&tokens, &mask, &mut cache).narrow(1, filled - 1, 1);
+        let (cache, hidden) = read(model, &tokens, &mask);
 
         let of_row = Tensor::from_slice(&of_row).to_device(model.device());
         let mask = mask.index_select(0, &of_row);
@@ -221,6 +220,23 @@ impl Batch {
         self.positions = &self.positions + 1;
         self.cache = Some(cache);
     }
+}
+
+/// Tokens of prompts that go through the layers together: what is worked out for more is in no cache any more.
+const READ_AT_ONCE: i64 = 1024;
+
+/// Reads prompts `[R, S]` some rows at a time: their keys and values, and each one's last hidden state `[R, 1, H]`.
+fn read(model: &Model, tokens: &Tensor, mask: &Tensor) -> (Cache, Tensor) {
+    let (rows, width) = (tokens.size()[0], tokens.size()[1]);
+    let at_once = (READ_AT_ONCE / width).max(1);
+    let mut cache = Cache::new(model, rows, width);
+    let mut hidden = Vec::new();
+    for first in (0..rows).step_by(at_once as usize) {
+        let own = |of_rows: &Tensor| of_rows.narrow(0, first, at_once.min(rows - first));
+        let states = cache.fill(own, |cache| model.prefill(&own(tokens), &own(mask), cache));
+        hidden.push(states.narrow(1, width - 1, 1).contiguous());
+    }
+    (cache, Tensor::cat(&hidden, 0))
 }
 
 /// Rows of equal length, filled up on the left, and the mask that is false there.
@@ -316,7 +332,11 @@ fn sample(logits: &Tensor, uniforms: &Tensor, sampling: &Sampling) -> Drawn {
         let next = logits.argmax(-1, false);
         return Drawn { logp: uniforms.zeros_like(), next };
     }
-    let all = (logits.to_kind(Kind::Float) / sampling.temperature).softmax(-1, Kind::Float);
+    let logits = match sampling.temperature {
+        1. => logits.shallow_clone(),
+        temperature => logits.to_kind(Kind::Float) / temperature,
+    };
+    let all = logits.softmax(-1, Kind::Float);
     let likeliest = match sampling.top_k {
         Some(k) if (k as i64) < all.size()[1] => likeliest(&all, k as i64),
         _ => all.shallow_clone(),

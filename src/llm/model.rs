@@ -549,6 +549,19 @@ impl Cache {
         Self { layers: (0..config.num_hidden_layers).map(|_| (empty(), empty())).collect(), length: 0 }
     }
 
+    /// Has some rows, an empty cache by themselves, filled by `with`.
+    pub(super) fn fill<T>(
+        &mut self,
+        own: impl Fn(&Tensor) -> Tensor,
+        with: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let layers = self.layers.iter().map(|(k, v)| (own(k), own(v))).collect();
+        let mut rows = Self { layers, length: 0 };
+        let out = with(&mut rows);
+        self.length = rows.length;
+        out
+    }
+
     /// A cache of these rows (`[R]`, i64), any of them several times.
     pub(super) fn select(self, rows: &Tensor, capacity: i64) -> Self {
         let length = self.length;

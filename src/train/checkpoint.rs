@@ -14,7 +14,7 @@ use tch::{Tensor, no_grad};
 use super::algorithm::Algorithm;
 use super::critic::Critic;
 use super::data::Draws;
-use super::optim::AdamW;
+use super::optim::Optimizer;
 use crate::file::unwritable;
 use crate::llm::Model;
 use crate::{Error, Result};
@@ -93,7 +93,7 @@ pub struct Learner {
     /// How rewards become advantages.
     pub algorithm: Algorithm,
     /// What moves the policy.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// The critic, if there is one.
     pub critic: Option<Critic>,
     /// Where in the problems the run is.

@@ -1,12 +1,12 @@
 //! The value model of GAE and GROUP-PPO: the policy's layers, copied, with one number for every token on top.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::algorithm::Advantages;
 use super::checkpoint::State;
 use super::experience::Seen;
-use super::optim::{AdamW, AdamWOptions, Course};
+use super::optim::{Course, Optimizer, adamw_of};
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
@@ -22,7 +22,7 @@ pub struct Critic {
     trunk: Model,
     /// `[1, H]`; zeros at first, so that nothing is claimed before anything is known.
     head: Tensor,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     course: Course,
     loss: ValueClip,
     epochs: usize,
@@ -66,8 +66,9 @@ impl Critic {
             ..ValueClip::verl()
         };
         loss.check()?;
+        let fused = config.actor_rollout_ref.model.uses_fused_kernels(trunk.device() == Device::Cpu);
         let critic = Self {
-            optimizer: AdamW::new(parameters, AdamWOptions::of(&critic.optim)),
+            optimizer: Optimizer::new(parameters, adamw_of(&critic.optim), fused),
             course: Course::of(&critic.optim, total_steps)?,
             loss,
             epochs: critic.ppo_epochs.unwrap_or(actor.ppo_epochs),
@@ -162,7 +163,7 @@ impl Critic {
                     &mut metrics,
                 )?;
                 metrics.value_grad_norm += self.optimizer.clip_grad_norm(self.max_grad_norm);
-                self.optimizer.step();
+                self.optimizer.step()?;
                 bar.inc(1);
             }
         }

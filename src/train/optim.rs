@@ -1,42 +1,19 @@
 //! AdamW and the global-norm gradient clip over a plain list of parameters. tch's own optimiser wants its `VarStore`,
 //! which the model does not use.
 
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad, no_grad_guard};
 
 use super::checkpoint::State;
 use crate::Result;
 use crate::config::{Optim, Scheduler};
-use crate::options::{Schedule, ScheduleKind};
+use crate::fused;
+use crate::options::{AdamW, Schedule, ScheduleKind};
 use crate::torch::optim;
 
-/// What AdamW is tuned with; fields as PyTorch names them.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct AdamWOptions {
-    /// The learning rate.
-    pub lr: f64,
-    /// Decay of the gradient's running mean.
-    pub beta1: f64,
-    /// Decay of the squared gradient's running mean.
-    pub beta2: f64,
-    /// Added to the root of the squared gradient's mean.
-    pub eps: f64,
-    /// Decoupled: the parameters shrink by `lr * weight_decay` a step.
-    pub weight_decay: f64,
-}
-
-impl AdamWOptions {
-    /// PyTorch's betas and eps, no weight decay: what RL trainers use.
-    pub fn at(lr: f64) -> Self {
-        Self { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
-    }
-}
-
-impl AdamWOptions {
-    /// As a section of the configuration has them.
-    pub fn of(optim: &Optim) -> Self {
-        let Optim { lr, betas: (beta1, beta2), weight_decay, .. } = *optim;
-        Self { lr, beta1, beta2, eps: 1e-8, weight_decay }
-    }
+/// AdamW as a section of the configuration has it.
+pub fn adamw_of(optim: &Optim) -> AdamW {
+    let Optim { lr, betas: (beta1, beta2), weight_decay, .. } = *optim;
+    AdamW { lr, beta1, beta2, weight_decay, ..AdamW::torch() }
 }
 
 /// The learning rate of every step of a run: warm-up, then its schedule.
@@ -79,11 +56,13 @@ impl Course {
     }
 }
 
-/// The optimiser: the parameters that it moves and their two running means.
+/// AdamW: the parameters that it moves and their two running means.
 #[derive(Debug)]
-pub struct AdamW {
+pub struct Optimizer {
     /// The options; the learning rate may be changed between steps.
-    pub options: AdamWOptions,
+    pub options: AdamW,
+    /// Whether a step is one pass over the memory, where there is such a path.
+    fused: bool,
     slots: Vec<Slot>,
     steps: i32,
 }
@@ -109,11 +88,11 @@ fn is_half(tensor: &Tensor) -> bool {
     matches!(tensor.kind(), Kind::BFloat16 | Kind::Half)
 }
 
-impl AdamW {
+impl Optimizer {
     /// An optimiser of `parameters`, which are shallow clones of the model's leaves. Those in bf16 or f16 are kept in
-    /// f32 besides.
-    pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamWOptions) -> Self {
-        Self { options, slots: parameters.into_iter().map(Slot::new).collect(), steps: 0 }
+    /// f32 besides. `fused` steps go over the memory once, on the CPU.
+    pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamW, fused: bool) -> Self {
+        Self { options, fused, slots: parameters.into_iter().map(Slot::new).collect(), steps: 0 }
     }
 
     /// Puts what it carries from step to step into a checkpoint, under names that begin with `prefix`.
@@ -159,31 +138,50 @@ impl AdamW {
     }
 
     /// One step; parameters without a gradient stay as they are. The arithmetic is that of
-    /// [`crate::torch::optim::adamw`], which a test holds it against, in place: new tensors for everything took six
-    /// times as long.
-    pub fn step(&mut self) {
+    /// [`crate::torch::optim::adamw`], which a test holds both ways against, in place: new tensors for everything took
+    /// six times as long.
+    ///
+    /// # Errors
+    /// `input` if parameters share memory.
+    pub fn step(&mut self) -> Result<()> {
         self.steps += 1;
-        let AdamWOptions { lr, beta1, beta2, eps, weight_decay } = self.options;
-        let (correction1, correction2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        no_grad(|| {
-            for Slot { param, master, m, v } in &mut self.slots {
-                let grad = param.grad();
-                if !grad.defined() {
-                    continue;
-                }
-                let grad = grad.to_kind(m.kind());
-                let moved = master.as_mut().unwrap_or(param);
-                let _ = moved.g_mul_scalar_(1.0 - lr * weight_decay);
-                let _ = m.lerp_(&grad, 1.0 - beta1);
-                let _ = v.g_mul_scalar_(beta2).addcmul_(&grad, &(&grad * (1.0 - beta2)));
-                let denominator = v.sqrt() / correction2.sqrt() + eps;
-                let _ = moved.addcdiv_(&(&*m * (-lr / correction1)), &denominator);
-                if let Some(master) = master {
-                    param.copy_(master);
-                }
+        let _no_grad = no_grad_guard();
+        for Slot { param, master, m, v } in &mut self.slots {
+            let grad = param.grad();
+            if !grad.defined() {
+                continue;
             }
-        });
+            let grad = grad.to_kind(m.kind());
+            let moved = master.as_mut().unwrap_or(param);
+            if self.fused && grad.device() == Device::Cpu && moved.is_contiguous() {
+                fused::optim::adamw_(moved, &grad.contiguous(), m, v, f64::from(self.steps), &self.options)?;
+            } else {
+                step_in_place(moved, &grad, m, v, self.steps, &self.options);
+            }
+            if let Some(master) = master {
+                param.copy_(master);
+            }
+        }
+        Ok(())
     }
+}
+
+/// The step by libtorch's operations.
+fn step_in_place(
+    param: &mut Tensor,
+    grad: &Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+    steps: i32,
+    options: &AdamW,
+) {
+    let AdamW { lr, beta1, beta2, eps, weight_decay } = *options;
+    let (correction1, correction2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
+    let _ = param.g_mul_scalar_(1.0 - lr * weight_decay);
+    let _ = m.lerp_(grad, 1.0 - beta1);
+    let _ = v.g_mul_scalar_(beta2).addcmul_(grad, &(grad * (1.0 - beta2)));
+    let denominator = v.sqrt() / correction2.sqrt() + eps;
+    let _ = param.addcdiv_(&(&*m * (-lr / correction1)), &denominator);
 }
 
 /// Scales the gradients of `parameters` so that their global norm is at most `max_norm`, as

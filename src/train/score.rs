@@ -176,7 +176,7 @@ impl Responses {
         // Everyone sees the prompt and the earlier tokens of their own response. Padding sees itself.
         let width = left + most * right;
         let place = Tensor::arange(width, whole_numbers);
-        let block = (&place - left).divide_scalar_mode(right, "floor").clamp_min(-1);
+        let block = (&place - left).divide_scalar_mode(right.max(1), "floor").clamp_min(-1);
         let own = block.unsqueeze(1).eq_tensor(&block).logical_or(&block.lt(0));
         let earlier = place.unsqueeze(1).ge_tensor(&place);
         let real = Tensor::cat(&[prompt_mask, response_mask.shallow_clone()], 1).unsqueeze(1);
@@ -185,7 +185,7 @@ impl Responses {
 
         // The state before a token predicts it: before a response's first token, the prompt's last.
         let slots = Tensor::arange(most * right, whole_numbers);
-        let opens = slots.remainder(right).eq(0);
+        let opens = slots.remainder(right.max(1)).eq(0);
         let before = (slots + (left - 1)).masked_fill(&opens, left - 1);
         Packed { tokens, positions, visible, before, response_mask }
     }
@@ -211,18 +211,31 @@ impl Responses {
         size: usize,
         mut of_piece: impl FnMut(&Self) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let count = self.tokens.size()[0];
-        let pieces = (0..count).step_by(size.max(1)).map(|first| {
-            let rows = Tensor::arange_start(
-                first,
-                (first + size as i64).min(count),
-                (Kind::Int64, self.tokens.device()),
-            );
-            let piece = self.rows(&rows);
+        let order = self.by_length();
+        let tensor = |rows: &[i64]| Tensor::from_slice(rows).to_device(self.tokens.device());
+        let pieces = order.chunks(size.max(1)).map(|rows| {
+            let piece = self.rows(&tensor(rows));
             let values = no_grad(|| of_piece(&piece))?;
             Ok(values.constant_pad_nd([0, self.width() - piece.width()]))
         });
-        Ok(Tensor::cat(&pieces.collect::<Result<Vec<_>>>()?, 0))
+        let in_order = Tensor::cat(&pieces.collect::<Result<Vec<_>>>()?, 0);
+        Ok(in_order.index_select(0, &tensor(&order).argsort(0, false)))
+    }
+
+    /// The rows in an order in which those of like length stand together and rows of one group stay neighbours: the
+    /// groups by their longest response, and within each its rows. Pieces of it have little padding.
+    pub fn by_length(&self) -> Vec<i64> {
+        let lengths = self.response_mask.sum_dim_intlist(1i64, false, Kind::Int64);
+        let lengths: Vec<i64> = Vec::try_from(lengths).unwrap_or_default();
+        let length = |row: i64| lengths.get(row as usize).copied().unwrap_or_default();
+        let of_run = |(first, count): (i64, i64)| {
+            let mut rows: Vec<i64> = (first..first + count).collect();
+            rows.sort_by_key(|&row| length(row));
+            rows
+        };
+        let mut groups: Vec<Vec<i64>> = runs(&self.group).into_iter().map(of_run).collect();
+        groups.sort_by_key(|rows| rows.last().map_or(0, |&row| length(row)));
+        groups.concat()
     }
 
     fn halves(&self, tensor: &Tensor) -> (Tensor, Tensor) {

@@ -7,10 +7,10 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::data::{Draws, Problem};
-use super::optim::{AdamW, AdamWOptions, Course};
+use super::optim::{Course, Optimizer, adamw_of};
 use super::rollout::{self, Padded, Rollout, RolloutOptions};
 use super::score::Responses;
 use super::step::diverged;
@@ -35,11 +35,13 @@ pub fn warm_start(
 ) -> Result<()> {
     let (options, seed) = (&config.sft, config.data.seed);
     let max_grad_norm = config.actor_rollout_ref.actor.grad_clip;
-    let checkpointing = config.actor_rollout_ref.model.enable_gradient_checkpointing;
+    let model = &config.actor_rollout_ref.model;
+    let (checkpointing, on_cpu) = (model.enable_gradient_checkpointing, llm.model.device() == Device::Cpu);
+    let fused = model.uses_fused_kernels(on_cpu);
     if options.total_epochs > 0 {
         let longest = config.data.max_prompt_length + config.data.max_response_length;
         let examples = solutions(&llm.tokenizer, problems, longest)?;
-        let metrics = train(llm, &examples, options, max_grad_norm, checkpointing, seed)?;
+        let metrics = train(llm, &examples, options, max_grad_norm, checkpointing, fused, seed)?;
         say(&format!("{} worked solutions: {}", examples.len(), metrics.summary()));
     }
     let mut draws = Draws::new(problems.to_vec(), Some(seed));
@@ -47,7 +49,7 @@ pub fn warm_start(
     for round in 1..=options.expert_iterations {
         let asked = options.expert_batch_size.unwrap_or(problems.len());
         let examples = own_right_ones(llm, &mut draws, asked, round, sampling)?;
-        let metrics = train(llm, &examples, &at_least_once, max_grad_norm, checkpointing, seed)?;
+        let metrics = train(llm, &examples, &at_least_once, max_grad_norm, checkpointing, fused, seed)?;
         let found = format!("round {round}: {} right responses to {asked} problems", examples.len());
         say(&format!("{found}: {}", metrics.summary()));
     }
@@ -118,7 +120,7 @@ pub fn right_ones(rollout: &Rollout, grading: &Gsm8k) -> Result<Vec<Example>> {
 }
 
 /// Trains on the examples, `options.total_epochs` times each or until `options.total_training_steps`. Every response
-/// token of a step weighs the same, whatever the micro-batches.
+/// token of a step weighs the same, whatever the micro-batches. `fused` is whether the optimiser's steps are one pass.
 ///
 /// # Errors
 /// `option` for a size of 0, `input` if there is no example, and what the formulas reject.
@@ -128,6 +130,7 @@ pub fn train(
     options: &Sft,
     max_grad_norm: f64,
     gradient_checkpointing: bool,
+    fused: bool,
     seed: u64,
 ) -> Result<SftMetrics> {
     check(examples, options)?;
@@ -137,7 +140,7 @@ pub fn train(
     let steps = options.total_training_steps.map_or(all, |limit| limit.min(all));
     let course = Course::of(&options.optim, steps)?;
     let parameters = llm.model.trainable().into_iter().map(|named| named.1);
-    let mut optimizer = AdamW::new(parameters, AdamWOptions::of(&options.optim));
+    let mut optimizer = Optimizer::new(parameters, adamw_of(&options.optim), fused);
     let bar = progress::bar("supervised", steps);
     let mut metrics = SftMetrics { steps, ..SftMetrics::default() };
     let mut order: Vec<usize> = Vec::new();
@@ -156,7 +159,7 @@ pub fn train(
         if !norm.is_finite() {
             return Err(diverged(norm));
         }
-        optimizer.step();
+        optimizer.step()?;
         bar.inc(1);
         if step == 0 {
             metrics.first_loss = loss;

@@ -12,7 +12,7 @@ use super::algorithm::Advantages;
 use super::experience::Seen;
 use super::loss::{LossInputs, options_of, with_counts};
 use super::micro_batch::{MicroBatch, Passed, Policy};
-use super::optim::AdamW;
+use super::optim::Optimizer;
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
@@ -59,7 +59,7 @@ impl StepOptions {
             temperature: config.actor_rollout_ref.rollout.temperature,
             max_grad_norm: actor.grad_clip,
             gradient_checkpointing: config.actor_rollout_ref.model.enable_gradient_checkpointing,
-            fused: config.actor_rollout_ref.model.use_fused_kernels.unwrap_or(device == Device::Cpu),
+            fused: config.actor_rollout_ref.model.uses_fused_kernels(device == Device::Cpu),
         };
         if options.fused {
             fused::loss::check_device(device)?;
@@ -158,7 +158,7 @@ pub struct LossRecord {
 /// reject.
 pub fn update(
     policy: &Model,
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     rollout: &Rollout,
     seen: &Seen,
     advantages: &Advantages,
@@ -168,7 +168,7 @@ pub fn update(
     let started = Instant::now();
     let batch = Batch { responses: rollout.responses(), drawn: rollout.logp(), seen, advantages, options };
     let signal = batch.rows_with_signal();
-    let mini_batches = mini_batches(rollout, &signal, options);
+    let mini_batches = mini_batches(rollout, &batch.responses, &signal, options);
     let bar =
         progress::bar("training", mini_batches.iter().map(|mini_batch| mini_batch.micro_batches.len()).sum());
 
@@ -189,7 +189,7 @@ pub fn update(
         if !norm.is_finite() {
             return Err(diverged(norm));
         }
-        optimizer.step();
+        optimizer.step()?;
         metrics.grad_norm += norm;
         metrics.updates += 1;
         measured += usize::from(tokens > 0);
@@ -339,8 +339,13 @@ struct MiniBatch {
     micro_batches: Vec<Tensor>,
 }
 
-/// The optimiser steps of one pass: so many problems each, with all of their responses.
-fn mini_batches(rollout: &Rollout, has_signal: &[bool], options: &StepOptions) -> Vec<MiniBatch> {
+/// The optimiser steps of one pass: so many problems each, with all of their responses, in pieces of like length.
+fn mini_batches(
+    rollout: &Rollout,
+    responses: &Responses,
+    has_signal: &[bool],
+    options: &StepOptions,
+) -> Vec<MiniBatch> {
     let mut groups: Vec<usize> = (0..has_signal.len() / rollout.n).collect();
     if let Some(seed) = options.shuffle {
         groups.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
@@ -355,7 +360,9 @@ fn mini_batches(rollout: &Rollout, has_signal: &[bool], options: &StepOptions) -
                 .flat_map(|group| group * rollout.n..(group + 1) * rollout.n)
                 .map(|row| row as i64)
                 .collect();
-            let moving: Vec<i64> = rows.iter().copied().filter(|&row| has_signal[row as usize]).collect();
+            let responses = responses.rows(&tensor(&rows));
+            let in_order = responses.by_length().into_iter().map(|place| rows[place as usize]);
+            let moving: Vec<i64> = in_order.filter(|&row| has_signal[row as usize]).collect();
             let micro_batches = moving.chunks(options.micro_batch).map(tensor).collect();
             MiniBatch { rows: tensor(&rows), micro_batches }
         })

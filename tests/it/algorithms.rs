@@ -480,7 +480,7 @@ fn supervised_gradients_do_not_depend_on_the_micro_batches_or_the_company() {
             optim: Optim { lr: 0.0, ..Optim::default() },
             ..Sft::default()
         };
-        let loss = sft::train(&llm, &examples, &options, 1e9, false, 0).unwrap().last_loss;
+        let loss = sft::train(&llm, &examples, &options, 1e9, false, true, 0).unwrap().last_loss;
         (loss, all_gradients(&llm))
     };
     let (loss, whole) = gradient(4);
@@ -554,7 +554,7 @@ fn half_trained() -> (Llm, Vec<grpo_oracle::train::data::Problem>) {
     llm.model.set_trainable(true);
     let problems = builtin::problems(Level::Tiny, 0).train;
     let examples = sft::solutions(&llm.tokenizer, &problems, 32).unwrap();
-    sft::train(&llm, &examples, &config.sft, 1.0, false, 0).unwrap();
+    sft::train(&llm, &examples, &config.sft, 1.0, false, true, 0).unwrap();
     (llm, problems)
 }
 

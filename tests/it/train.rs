@@ -12,8 +12,8 @@ use grpo_oracle::Result;
 use grpo_oracle::config;
 use grpo_oracle::llm::{Llm, Sampling};
 use grpo_oracle::options::{
-    ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, LossOptions, Objective,
-    Sapo,
+    ActorLoss, AdamW, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, LossOptions,
+    Objective, Sapo,
 };
 use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
@@ -22,7 +22,7 @@ use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{Examination, evaluate};
 use grpo_oracle::train::experience::{Models, Seen};
 use grpo_oracle::train::hub::{self, Hub};
-use grpo_oracle::train::optim::{AdamW, AdamWOptions, clip_grad_norm};
+use grpo_oracle::train::optim::{Optimizer, clip_grad_norm};
 use grpo_oracle::train::report::Run;
 use grpo_oracle::train::rollout::{self, Rollout};
 use grpo_oracle::train::score::Responses;
@@ -348,11 +348,41 @@ fn what_stands_in_padding_reaches_no_score() {
     assert_eq!((plain.logp, plain.entropy), (rubbish.logp, rubbish.entropy));
 }
 
+#[test]
+fn rows_of_like_length_stand_together_and_groups_too() {
+    let lengths = |lengths: &[i64]| {
+        let places = Tensor::arange(6, (Kind::Int64, Device::Cpu));
+        places.unsqueeze(0).lt_tensor(&Tensor::from_slice(lengths).unsqueeze(1))
+    };
+    let of = |group: &[i64], response_mask: Tensor| {
+        let count = group.len() as i64;
+        let prompts = Tensor::ones([count, 2], (Kind::Bool, Device::Cpu));
+        let attention_mask = Tensor::cat(&[prompts, response_mask.shallow_clone()], 1);
+        let prompt = Tensor::from_slice(&[7i64, 9]).expand([count, 2], true);
+        let answers = Tensor::arange(6 * count, (Kind::Int64, Device::Cpu)).view([count, 6]);
+        let tokens = Tensor::cat(&[prompt, answers], 1);
+        Responses { tokens, attention_mask, response_mask, group: Tensor::from_slice(group) }
+    };
+    let responses = of(&[0, 0, 1, 1, 2], lengths(&[5, 1, 2, 2, 0]));
+    assert_eq!(responses.by_length(), [4, 2, 3, 1, 0]);
+
+    let llm = tiny(1, Kind::Float);
+    let whole = responses.score(&llm.model, 1.0).unwrap().logp;
+    for (size, fused) in [(1, true), (2, true), (2, false), (9, true)] {
+        let pieces = responses.frozen_logp(&llm.model, 1.0, size, fused).unwrap();
+        assert!((&whole - pieces).abs().max().double_value(&[]) < 1e-5, "{size} at a time, fused: {fused}");
+    }
+}
+
 // ---- the optimiser ----
 
 #[test]
 fn adamw_and_the_gradient_clip_are_pytorchs() {
-    let options = AdamWOptions { lr: 0.05, beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.1 };
+    [true, false].into_iter().for_each(steps_like_pytorch);
+}
+
+fn steps_like_pytorch(fused: bool) {
+    let options = AdamW { lr: 0.05, beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.1 };
     let store = nn::VarStore::new(Device::Cpu);
     tch::manual_seed(1);
     let (a, b) = (store.root().randn_standard("a", &[3, 4]), store.root().randn_standard("b", &[5]));
@@ -360,7 +390,7 @@ fn adamw_and_the_gradient_clip_are_pytorchs() {
     let mut theirs = config.build(&store, 0.05).unwrap();
     let own = |tensor: &Tensor| tensor.detach().copy().set_requires_grad(true);
     let mut parameters = [own(&a), own(&b)];
-    let mut ours = AdamW::new(parameters.iter().map(Tensor::shallow_clone), options);
+    let mut ours = Optimizer::new(parameters.iter().map(Tensor::shallow_clone), options, fused);
     for step in 1..=20 {
         let loss = |a: &Tensor, b: &Tensor| {
             (a.sin() * step as f64).sum(Kind::Float) + b.pow_tensor_scalar(4).sum(None)
@@ -372,7 +402,7 @@ fn adamw_and_the_gradient_clip_are_pytorchs() {
         ours.zero_grad();
         loss(&parameters[0], &parameters[1]).backward();
         assert!(ours.clip_grad_norm(0.7) > 0.7, "the clip has nothing to do");
-        ours.step();
+        ours.step().unwrap();
         for (theirs, ours) in [&a, &b].into_iter().zip(&parameters) {
             let difference = (theirs - ours).abs().max().double_value(&[]);
             assert!(difference < 1e-6, "step {step}: {difference:e}");
@@ -934,12 +964,13 @@ fn step_options(loss: LossOptions) -> StepOptions {
     }
 }
 
-fn optimizer(llm: &Llm, lr: f64) -> AdamW {
-    AdamW::new(llm.model.parameters().into_iter().map(|named| named.1), AdamWOptions::at(lr))
+fn optimizer(llm: &Llm, lr: f64) -> Optimizer {
+    let options = AdamW { lr, weight_decay: 0.0, ..AdamW::torch() };
+    Optimizer::new(llm.model.parameters().into_iter().map(|named| named.1), options, true)
 }
 
 /// Moves nothing, so that gradients can be compared.
-fn still(llm: &Llm) -> AdamW {
+fn still(llm: &Llm) -> Optimizer {
     optimizer(llm, 0.0)
 }
 
