@@ -16,12 +16,13 @@
 //! ```
 //!
 //! [`convention`] names the options with which frameworks and papers compute. [`fixture`] holds the golden cases,
-//! [`conformance`] says how near is near enough, [`options`] what can be chosen.
-//! With the feature `torch` come the same formulas over libtorch (`torch`), fast paths of some (`fused`), a language model (`llm`) and the trainer
-//! (`train`). `ARCHITECTURE.md` is the map; `spec/` says what each formula must do.
+//! [`conformance`] says how near is near enough, [`options`] what can be chosen, [`config`] what decides a run.
+//! With the feature `torch` come the same formulas over libtorch (`torch`), fast paths of some (`fused`), a language
+//! model (`llm`) and the trainer (`train`). `ARCHITECTURE.md` is the map; `spec/` says what each formula must do.
 
 pub mod arguments;
 pub mod axes;
+pub mod config;
 pub mod conformance;
 pub mod convention;
 pub mod error;

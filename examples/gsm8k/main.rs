@@ -14,11 +14,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use grpo_oracle::config::{self, Config, TargetModules};
 use grpo_oracle::llm::{Llm, Lora, Model};
 use grpo_oracle::options::Gsm8k;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm};
 use grpo_oracle::train::checkpoint::{self, Learner};
-use grpo_oracle::train::config::{self, Config, TargetModules};
 use grpo_oracle::train::critic::Critic;
 use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{self, Examination};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
-use grpo_oracle::train::config::{self, Config, Dtype, Read, preset};
+use grpo_oracle::config::{self, Config, Dtype, Read, preset};
 use grpo_oracle::train::report::CONFIG;
 use grpo_oracle::{Error, Result};
 use tch::{Cuda, Device, Kind};

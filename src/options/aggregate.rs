@@ -1,13 +1,13 @@
 //! Options of `aggregate.*`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::positive_or_null;
 use crate::Result;
 
 /// How per-token losses become one number (clauses `aggregate.*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "torch", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossAggMode {
     /// The sum over all kept tokens over their number.

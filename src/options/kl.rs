@@ -1,5 +1,6 @@
 //! Options of `kl.*`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{finite, positive, positive_or_null};
@@ -8,8 +9,7 @@ use crate::Result;
 /// How KL(policy || reference) is estimated from the sampled token, with d = logp - logp_ref (clause `kl.estimate`).
 ///
 /// The forms with "+" keep the estimator's value and take the gradient of k2 (straight-through).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "torch", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum KlPenalty {
     /// d.
     #[serde(rename = "k1", alias = "kl")]
@@ -104,8 +104,7 @@ impl KlInReward {
 }
 
 /// Whether the coefficient of the KL penalty is adapted (clauses `kl.controller.*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "torch", derive(schemars::JsonSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlControllerType {
     /// It stays as it is.

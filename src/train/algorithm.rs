@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::config::{AdvEstimator, Config, KlCtrl};
 use super::experience::Seen;
 use super::rollout::Rollout;
+use crate::config::{AdvEstimator, Config, KlCtrl};
 use crate::options::{
     AdvantageMetrics, EndpointReturn, Filter, Gae, Gpg, GroupNorm, GroupPpo, GroupStd, KlController,
     KlEstimate, KlInReward, MaskedMean, MaskedSum, Opo, Overlong, ProcessedExcludes, ReinforcePlusPlus,

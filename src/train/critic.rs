@@ -5,12 +5,12 @@ use tch::{Kind, Tensor};
 
 use super::algorithm::Advantages;
 use super::checkpoint::State;
-use super::config::Config;
 use super::experience::Seen;
 use super::optim::{AdamW, AdamWOptions, Course};
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
+use crate::config::Config;
 use crate::llm::Model;
 use crate::options::{Aggregate, MaskedMean, ValueClip};
 use crate::torch::{mask, value};

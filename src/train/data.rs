@@ -13,9 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::builtin::{self, Level};
-use super::config;
 use super::hub::{self, Hub};
-use crate::{Error, Result};
+use crate::{Error, Result, config};
 
 /// One problem: a question, and a worked answer whose last line is `#### ` and the final number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

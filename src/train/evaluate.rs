@@ -7,9 +7,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::config::Config;
 use super::data::Problem;
 use super::{lines, progress, prompt, rollout};
+use crate::config::Config;
 use crate::llm::{Llm, Sampling};
 use crate::options::{Gsm8k, PassAtK};
 use crate::torch::{metrics, reward};

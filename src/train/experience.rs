@@ -3,11 +3,11 @@
 use tch::Tensor;
 
 use super::algorithm::Algorithm;
-use super::config::Config;
 use super::critic::Critic;
 use super::rollout::{self, Rollout};
 use super::step::StepOptions;
 use crate::Result;
+use crate::config::Config;
 use crate::llm::{Llm, Model};
 
 /// What a rollout is worth to the models: all that advantages are computed from.

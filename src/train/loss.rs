@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::config::{Config, LossMode};
 use crate::Result;
+use crate::config::{Config, LossMode};
 use crate::options::{
     ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, KlEstimate, KlPenalty, LossAggMode, LossOptions,
     MaskedMean, Objective, Sapo,

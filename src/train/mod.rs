@@ -4,7 +4,6 @@
 pub mod algorithm;
 pub mod builtin;
 pub mod checkpoint;
-pub mod config;
 pub mod critic;
 pub mod curves;
 pub mod data;

@@ -4,8 +4,8 @@
 use tch::{Kind, Tensor, no_grad};
 
 use super::checkpoint::State;
-use super::config::{Optim, Scheduler};
 use crate::Result;
+use crate::config::{Optim, Scheduler};
 use crate::options::{Schedule, ScheduleKind};
 use crate::torch::optim;
 

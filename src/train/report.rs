@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::algorithm::Figures;
-use super::config::Config;
 use super::critic::CriticMetrics;
 use super::evaluate::Evaluation;
 use super::page::{self, Chart, Group, Page, Response, State};
@@ -23,6 +22,7 @@ use super::rollout::Rollout;
 use super::step::StepMetrics;
 use super::tensorboard::Events;
 use super::{curves, lines};
+use crate::config::Config;
 use crate::file::replace;
 use crate::llm::Tokenizer;
 use crate::{Error, Result};

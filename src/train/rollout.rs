@@ -5,10 +5,10 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 use tch::{Device, Kind, Tensor};
 
-use super::config::{Config, RewardMethod};
 use super::data::{Draws, Problem};
 use super::score::Responses;
 use super::{progress, prompt};
+use crate::config::{Config, RewardMethod};
 use crate::llm::{Generation, Llm, Sampling, generate};
 use crate::options::{Dynamic, Gsm8k};
 use crate::torch::{reward, sampling};

@@ -9,13 +9,13 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::config::{Config, Sft};
 use super::data::{Draws, Problem};
 use super::optim::{AdamW, AdamWOptions, Course};
 use super::rollout::{self, Padded, Rollout, RolloutOptions};
 use super::score::Responses;
 use super::step::diverged;
 use super::{progress, prompt};
+use crate::config::{Config, Sft};
 use crate::llm::{Llm, Message, Role, Tokenizer};
 use crate::options::{Aggregate, Gsm8k};
 use crate::torch::{aggregate, objective};

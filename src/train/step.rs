@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::algorithm::Advantages;
-use super::config::Config;
 use super::experience::Seen;
 use super::loss::{LossInputs, options_of, with_counts};
 use super::micro_batch::{MicroBatch, Passed, Policy};
@@ -17,6 +16,7 @@ use super::optim::AdamW;
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
+use crate::config::Config;
 use crate::fused;
 use crate::llm::Model;
 use crate::options::LossOptions;

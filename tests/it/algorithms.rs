@@ -1,6 +1,7 @@
 //! The algorithms of a run: each estimator's advantages are the reference's, contradictions are refused, what is carried
 //! over moves, and the critic and supervised training do what they say.
 
+use grpo_oracle::config::{AdvEstimator, Config, Optim, Scheduler, Sft, preset};
 use grpo_oracle::llm::Llm;
 use grpo_oracle::options::{
     Filter, Gae, Gpg, GroupNorm, GroupPpo, GroupStd, Gsm8k, KlController, KlControllerType, KlEstimate,
@@ -9,7 +10,6 @@ use grpo_oracle::options::{
 use grpo_oracle::reference;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Spoilt};
 use grpo_oracle::train::builtin::{self, Level};
-use grpo_oracle::train::config::{AdvEstimator, Config, Optim, Scheduler, Sft, preset};
 use grpo_oracle::train::critic::Critic;
 use grpo_oracle::train::data::Draws;
 use grpo_oracle::train::experience::Seen;

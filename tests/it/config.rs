@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use grpo_oracle::config::{AdvEstimator, Config, Read, TargetModules, describe, keys, page, read};
 use grpo_oracle::options::{KlPenalty, LossAggMode};
-use grpo_oracle::train::config::{AdvEstimator, Config, Read, TargetModules, describe, keys, page, read};
 use serde_json::json;
 use tempfile::TempDir;
 

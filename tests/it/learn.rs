@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use grpo_oracle::config::{preset, read};
 use grpo_oracle::train::algorithm::{Algorithm, Spoilt};
-use grpo_oracle::train::config::{preset, read};
 use tempfile::TempDir;
 
 use crate::train::gsm8k::{self, stop::Stop};

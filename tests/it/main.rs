@@ -9,7 +9,6 @@ mod answers;
 #[cfg(feature = "torch")]
 mod checkpoint;
 mod command;
-#[cfg(feature = "torch")]
 mod config;
 mod conventions;
 mod diagnosis;

@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("axes", &["error"]),
     ("file", &["error"]),
     ("options", &["error"]),
+    ("config", &["error", "options"]),
     ("value", &["error"]),
     ("spec", &[]),
     // Shared arithmetic would be a shared bug: these two never name each other.
@@ -33,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("llm", &["error", "file", "hub", "torch", "options"]),
     // Fast paths of what torch computes.
     ("fused", &["error", "axes", "options", "torch"]),
-    ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "llm"]),
+    ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "config", "llm"]),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use grpo_oracle::Result;
+use grpo_oracle::config;
 use grpo_oracle::llm::{Llm, Sampling};
 use grpo_oracle::options::{
     ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, LossOptions, Objective,
@@ -17,7 +18,6 @@ use grpo_oracle::options::{
 use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
 use grpo_oracle::train::builtin::{self, Level};
-use grpo_oracle::train::config;
 use grpo_oracle::train::data::{self, Draws, Problem};
 use grpo_oracle::train::evaluate::{Examination, evaluate};
 use grpo_oracle::train::experience::{Models, Seen};
