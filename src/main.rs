@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, extract, identify, kills, offline, report, show, verify, zoo};
+use command::{eval, extract, identify, kills, offline, prepare_verl, report, show, verify, zoo};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -68,6 +68,8 @@ enum Action {
                             formula was not answered for, or a question ended in a crash or a hang."
     )]
     Identify(identify::Identify),
+    /// Write GSM8K as verl reads it: train.parquet and test.parquet.
+    PrepareVerl(prepare_verl::PrepareVerl),
     /// Show one golden case as a small repro of its own.
     Extract {
         /// The formula's id, as `list` shows it.
@@ -129,6 +131,7 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Zoo(arguments) => return zoo::zoo(&arguments),
         Action::Identify(arguments) => return identify::identify(&arguments),
+        Action::PrepareVerl(arguments) => prepare_verl::prepare_verl(&arguments)?,
         Action::Extract { formula, case, python, fixtures } => {
             extract::extract(&formula, &case, python, fixtures.as_deref())?
         }

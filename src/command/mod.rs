@@ -5,6 +5,7 @@ pub(crate) mod extract;
 pub(crate) mod identify;
 pub(crate) mod kills;
 pub(crate) mod offline;
+pub(crate) mod prepare_verl;
 pub(crate) mod report;
 pub(crate) mod show;
 mod subject;

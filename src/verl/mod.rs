@@ -1,0 +1,4 @@
+//! What verl 0.9.1 is to us: the engine for machines that this crate's trainer is not for. [`data`] prepares GSM8K as its
+//! trainer reads it.
+
+pub mod data;
