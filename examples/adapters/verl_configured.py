@@ -168,6 +168,8 @@ def gae(rewards, values, response_mask):
 @formula("advantage.group_ppo")
 def group_ppo(rewards, values, logp, logp_old, response_mask):
     """The policy has not moved when the trainer's process asks: `logp` is nowhere to be had."""
+    if "grpo_oracle_verl" in sys.modules:  # every question starts from its own threshold
+        sys.modules["grpo_oracle_verl"].estimators.GROUP.__init__()
     advantages, returns = estimated(rewards, response_mask, values=values, old_log_probs=logp_old)
     return {"advantages": advantages, "returns": returns}
 

@@ -1,5 +1,6 @@
 //! The subcommands.
 
+pub(crate) mod certify_verl;
 pub(crate) mod eval;
 pub(crate) mod extract;
 pub(crate) mod identify;

@@ -10,9 +10,9 @@ use super::optim::{AdamW, AdamWOptions, Course};
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
-use crate::config::Config;
+use crate::config::{Config, value_clip};
 use crate::llm::Model;
-use crate::options::{Aggregate, MaskedMean, ValueClip};
+use crate::options::{MaskedMean, ValueClip};
 use crate::torch::{mask, value};
 use crate::{Error, Result};
 
@@ -60,11 +60,7 @@ impl Critic {
         // The vocabulary's head, where it is a tensor of its own, has no part in a value.
         let parameters = trunk.trainable().into_iter().filter(|(name, _)| name != "lm_head.weight");
         let parameters = parameters.map(|named| named.1).chain([head.shallow_clone()]);
-        let loss = ValueClip {
-            cliprange_value: critic.cliprange_value,
-            aggregate: Aggregate::local(critic.loss_agg_mode.unwrap_or(actor.loss_agg_mode)),
-            ..ValueClip::verl()
-        };
+        let loss = value_clip(config);
         loss.check()?;
         let critic = Self {
             optimizer: AdamW::new(parameters, AdamWOptions::of(&critic.optim)),

@@ -37,7 +37,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fused", &["error", "axes", "options", "torch"]),
     ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "config", "llm", "problem"]),
     // What verl is to us: its data, its configuration, and judging it by both.
-    ("verl", &["error", "file", "problem"]),
+    (
+        "verl",
+        &[
+            "error",
+            "file",
+            "options",
+            "config",
+            "problem",
+            "value",
+            "formula",
+            "evaluate",
+            "fixture",
+            "conformance",
+        ],
+    ),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.
