@@ -29,15 +29,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from stand_ins import load
 
-core = load("verl.trainer.ppo.core_algos")
-losses = load("verl.workers.utils.losses")
-ray_trainer = load("verl.trainer.ppo.ray_trainer")
-trainer = load("verl.trainer.ppo.v1.utils")
-import_external_libs = load("verl.utils.import_utils").import_external_libs
-to_dataclass = load("verl.utils.config").omega_conf_to_dataclass
-DataProto = load("verl.protocol").DataProto
-load("verl.workers.config")
-tensordict = load("verl.utils.tensordict_utils")
+# Each missing package makes verl be imported anew; the second time nothing is missing, and all of it is one verl.
+core, losses, ray_trainer, trainer, configs, workers, protocol, tensordict, imports = [
+    [load(name) for name in (
+        "verl.trainer.ppo.core_algos", "verl.workers.utils.losses", "verl.trainer.ppo.ray_trainer",
+        "verl.trainer.ppo.v1.utils", "verl.utils.config", "verl.workers.config", "verl.protocol",
+        "verl.utils.tensordict_utils", "verl.utils.import_utils")]
+    for _ in range(2)][1]
+DataProto = protocol.DataProto
 TREE = os.path.join(find_spec("verl").submodule_search_locations[0], "trainer", "config")
 
 
@@ -49,7 +48,7 @@ def configuration(path):
             config = compose("ppo_trainer", overrides)
         OmegaConf.resolve(config)
     # As the trainer's process and every worker do before anything is computed.
-    import_external_libs(config.actor_rollout_ref.model.external_lib)
+    imports.import_external_libs(config.actor_rollout_ref.model.external_lib)
     return config
 
 
@@ -57,7 +56,7 @@ CONFIG = configuration(sys.argv.pop(1))
 ALGORITHM = CONFIG.algorithm
 with open_dict(CONFIG):
     CONFIG.actor_rollout_ref.actor.rollout_n = CONFIG.actor_rollout_ref.rollout.n
-ACTOR = to_dataclass(CONFIG.actor_rollout_ref.actor)
+ACTOR = configs.omega_conf_to_dataclass(CONFIG.actor_rollout_ref.actor)
 
 
 def formula(name):
@@ -168,10 +167,10 @@ def gae(rewards, values, response_mask):
 @formula("advantage.group_ppo")
 def group_ppo(rewards, values, logp, logp_old, response_mask):
     """The policy has not moved when the trainer's process asks: `logp` is nowhere to be had."""
-    if "grpo_oracle_verl" in sys.modules:  # every question starts from its own threshold
-        sys.modules["grpo_oracle_verl"].estimators.GROUP.__init__()
+    state = sys.modules["grpo_oracle_verl"].estimators.GROUP
+    state.__init__()  # in training the threshold goes on from batch to batch
     advantages, returns = estimated(rewards, response_mask, values=values, old_log_probs=logp_old)
-    return {"advantages": advantages, "returns": returns}
+    return {"advantages": advantages, "returns": returns, "endpoints": state.endpoints, "threshold": state.threshold}
 
 
 # The loss

@@ -23,7 +23,7 @@ def group_ppo(token_level_rewards, response_mask, config=None, index=None, **giv
     parameters = GROUP.next(parameters_of(config))
     cuts = endpoints.group_ppo(
         token_level_rewards, batch["values"], logp, logp_old, response_mask, parameters)
-    GROUP.threshold = cuts.threshold
+    GROUP.threshold, GROUP.endpoints = cuts.threshold, cuts.endpoints
     sparse_below = (option(config, "group_params") or {}).get("sparse_below", 0.5)
     kept = response_mask.bool()
     share = float((cuts.advantages != 0).sum() / kept.sum().clamp(min=1))
@@ -33,10 +33,11 @@ def group_ppo(token_level_rewards, response_mask, config=None, index=None, **giv
 
 
 class Carried:
-    """GROUP-PPO's threshold goes on from batch to batch. The driver's process keeps it; checkpoints do not."""
+    """GROUP-PPO's threshold goes on from batch to batch. The driver's process keeps it; checkpoints do not. The last
+    batch's endpoints stay to be looked at."""
 
     def __init__(self):
-        self.started = self.threshold = None
+        self.started = self.threshold = self.endpoints = None
 
     def next(self, parameters):
         """The parameters with the threshold that the last batch left, if they are those of the last batch."""

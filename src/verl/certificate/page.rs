@@ -81,6 +81,9 @@ impl Certificate {
         }
         for judged in differing {
             _ = writeln!(text, "\n### {}: `{}`\n", judged.part.title, judged.part.formula);
+            if let Some(remark) = judged.part.remark {
+                _ = writeln!(text, "{remark}\n");
+            }
             let outcomes: Vec<&Outcome> = judged.within.iter().collect();
             self.difference(text, &outcomes);
         }
@@ -103,32 +106,26 @@ impl Certificate {
         }
     }
 
-    /// What differs where this configuration never comes, which decides nothing.
+    /// What differs where this configuration never comes, which decides nothing: an example for each formula and reason.
     fn beyond(&self, text: &mut String) {
-        let failing = |judged: &Judged| {
-            let failing = judged.beyond.iter().filter(|(_, outcome)| outcome.status == Status::Fail);
-            failing.map(|(why, outcome)| (*why, outcome.clone())).collect::<Vec<_>>()
-        };
-        let put: usize = self.judged.iter().map(|judged| judged.beyond.len()).sum();
-        let parts: Vec<(&Judged, Vec<(&str, Outcome)>)> = self
-            .judged
-            .iter()
-            .map(|judged| (judged, failing(judged)))
-            .filter(|part| !part.1.is_empty())
-            .collect();
-        if parts.is_empty() {
+        let all = || self.judged.iter().flat_map(|judged| &judged.beyond);
+        let is_failing = |outcome: &Outcome| outcome.status == Status::Fail;
+        let wrong = all().filter(|(_, outcome)| is_failing(outcome)).count();
+        if wrong == 0 {
             return;
         }
-        let wrong: usize = parts.iter().map(|part| part.1.len()).sum();
+        let put = all().count();
         _ = writeln!(
             text,
-            "\n## Beyond this configuration\n\n{put} more questions are about what a run under this configuration does not come \
-             upon. They decide nothing; {wrong} of them are answered otherwise:\n",
+            "\n## Beyond this configuration\n\n{put} more questions are about what a run under this configuration does not \
+             come upon. They decide nothing; {wrong} of them are answered otherwise, such as:\n",
         );
-        for (judged, failing) in parts {
-            for (why, outcome) in failing {
-                let (formula, case) = (judged.part.formula, &outcome.task.case);
-                _ = writeln!(text, "* `{formula}` `{case}` ({why}): {}", outcome.message);
+        let mut told = Vec::new();
+        for (why, outcome) in all().filter(|(_, outcome)| is_failing(outcome)) {
+            let formula = outcome.task.formula.as_str();
+            if !told.contains(&(formula, why)) {
+                told.push((formula, why));
+                _ = writeln!(text, "* `{formula}` `{}`, {why}: {}", outcome.task.case, outcome.message);
             }
         }
     }

@@ -19,6 +19,8 @@ pub struct Part {
     pub title: &'static str,
     /// The formula's id.
     pub formula: &'static str,
+    /// What is known of it in verl, where there is something.
+    pub remark: Option<&'static str>,
     /// All of its options.
     pub options: Map<String, Value>,
     /// What a run under this configuration could come upon.
@@ -26,6 +28,11 @@ pub struct Part {
     /// What it could not, and why.
     pub beyond: Vec<(&'static str, Task)>,
 }
+
+/// Where only some of the tokens are trained on.
+const COUNTED: &str = "verl's engines count the tokens and responses of a mini-batch before the loss is asked, and hand these \
+counts to it: what is not trained on is counted. KL and entropy are verl's own terms and go over all tokens. With \
+`loss_agg_mode` = `seq-mean-token-mean`, which counts each response's tokens by itself, GROUP-PPO's policy term is exact.";
 
 /// Makes a question of a case's: false where there is none to be made of it.
 type Shape = fn(&mut Question) -> bool;
@@ -57,7 +64,9 @@ pub fn parts(config: &Config, fixtures: &[Fixture]) -> Result<Vec<Part>> {
         all.push(part("KL in the loss", "kl.estimate", flat(&loss.terms.kl()), as_it_is)?);
     }
     if let Some((title, shape)) = whole_loss(&loss, &estimator) {
-        all.push(part(title, "objective.actor_loss", flat(&loss.terms), shape)?);
+        let part = part(title, "objective.actor_loss", flat(&loss.terms), shape)?;
+        let is_masked = matches!(estimator, Estimator::GroupPpo(_) | Estimator::Filtered(_));
+        all.push(Part { remark: is_masked.then_some(COUNTED), ..part });
     }
     if matches!(estimator, Estimator::Gae(_) | Estimator::GroupPpo(_)) {
         all.push(part("critic's loss", "value.clipped", flat(&value_clip(config)), as_it_is)?);
@@ -126,27 +135,42 @@ fn asked(
     let cases =
         fixtures.iter().filter(|fixture| fixture.formula == formula).flat_map(|fixture| &fixture.cases);
     let (mut within, mut beyond, mut known) = (Vec::new(), Vec::new(), Vec::new());
-    for case in cases.filter(|case| matches!(case.expected, Expected::Answer(_))) {
-        let Some(task) = task(formula, case, &options, shape) else { continue };
+    let scored = rewards_are_scores(config);
+    let cases = cases.filter(|case| matches!(case.expected, Expected::Answer(_)));
+    for task in cases.flat_map(|case| tasks(formula, case, &options, shape, scored)) {
         if known.contains(&task.question.inputs) {
             continue;
         }
         known.push(task.question.inputs.clone());
-        match out_of_reach(config, &task.question) {
+        match out_of_reach(config, &task) {
             Some(why) => beyond.push((why, task)),
             None => within.push(task),
         }
     }
-    Ok(Part { title, formula, options, within, beyond })
+    Ok(Part { title, formula, remark: None, options, within, beyond })
 }
 
-/// The case's inputs with these options; `None` where these options do not go with them.
-fn task(formula: &str, case: &Case, options: &Map<String, Value>, shape: Shape) -> Option<Task> {
+/// The case's inputs with these options, none where the two do not go together; and once more with rewards of 0 and 1, if
+/// that is what a run has.
+fn tasks(
+    formula: &str,
+    case: &Case,
+    options: &Map<String, Value>,
+    shape: Shape,
+    scored: bool,
+) -> impl Iterator<Item = Task> {
     let mut question = Question { options: options.clone(), inputs: case.question.inputs.clone() };
-    if !shape(&mut question) {
-        return None;
-    }
+    let is_one = shape(&mut question);
     padded_with_zeros(&mut question);
+    let other = if scored { as_scored(&question) } else { None };
+    let of_other = other.and_then(|question| task(formula, case, question));
+    let of_other = of_other.map(|task| Task { case: format!("{}~scored", task.case), ..task });
+    let own = task(formula, case, question);
+    own.into_iter().chain(of_other).filter(move |_| is_one)
+}
+
+fn task(formula: &str, case: &Case, mut question: Question) -> Option<Task> {
+    complete(&mut question);
     let answer = evaluate(formula, &question).ok()?;
     let rivals = rivals(formula, &question, &answer).ok()?;
     let of_case = Task::of(formula, case);
@@ -169,14 +193,47 @@ fn padded_with_zeros(question: &mut Question) {
     }
 }
 
+/// What the loss's options need and the case leaves out: the reference policy is the old one then, and entropies are the
+/// negative log-probabilities.
+fn complete(question: &mut Question) {
+    let is_on = |name: &str| question.options.get(name).and_then(Value::as_f64).is_some_and(|x| x != 0.0);
+    let (with_kl, with_entropy) = (is_on("kl_loss_coef"), is_on("entropy_coeff"));
+    if let Some(old) = question.inputs.get("logp_old").cloned().filter(|_| with_kl) {
+        question.inputs.entry("logp_ref".to_owned()).or_insert(old);
+    }
+    if let Some(mut entropy) = question.inputs.get("logp").cloned().filter(|_| with_entropy) {
+        if let Data::Real(data) = &mut entropy.data {
+            data.iter_mut().for_each(|entry| *entry = -*entry);
+        }
+        question.inputs.entry("entropy".to_owned()).or_insert(entropy);
+    }
+}
+
+/// Whether a response earns 1 or 0 and nothing else.
+fn rewards_are_scores(config: &Config) -> bool {
+    !config.reward.overlong_buffer.enable && !config.algorithm.use_kl_in_reward
+}
+
+/// The question with 1 for rewards of responses above their mean and 0 for the others.
+fn as_scored(question: &Question) -> Option<Question> {
+    let mut question = question.clone();
+    let rewards = question.inputs.get_mut("rewards").filter(|rewards| rewards.shape.len() == 1)?;
+    let Data::Real(data) = &mut rewards.data else { return None };
+    let mean = data.iter().sum::<f64>() / data.len() as f64;
+    data.iter_mut().for_each(|reward| *reward = f64::from(u8::from(*reward > mean)));
+    Some(question)
+}
+
 /// Why no run under this configuration comes upon such a question.
-fn out_of_reach(config: &Config, question: &Question) -> Option<&'static str> {
-    let input = |name: &str| question.inputs.get(name);
+fn out_of_reach(config: &Config, task: &Task) -> Option<&'static str> {
+    let input = |name: &str| task.question.inputs.get(name);
+    if task.clauses.iter().any(|clause| clause == "value.clipped.tie") {
+        return Some("a value exactly at its bound");
+    }
     if rows_of(input("response_mask")).any(|row| !row.iter().any(|keep| *keep)) {
         return Some("a response without a token");
     }
-    let is_plain = !config.reward.overlong_buffer.enable && !config.algorithm.use_kl_in_reward;
-    let rewards = input("rewards").filter(|rewards| rewards.shape.len() == 1 && is_plain);
+    let rewards = input("rewards").filter(|rewards| rewards.shape.len() == 1 && rewards_are_scores(config));
     if rewards.is_some_and(|rewards| rewards.reals().iter().any(|reward| ![0.0, 1.0].contains(reward))) {
         return Some("rewards other than 0 and 1");
     }
@@ -210,23 +267,32 @@ fn over_all_tokens(question: &mut Question) -> bool {
     !question.inputs.contains_key("group_endpoints")
 }
 
+/// With the case's own endpoints, or every second token from a response's last one, which always is an endpoint.
 fn over_endpoints(question: &mut Question) -> bool {
-    question.inputs.contains_key("group_endpoints")
+    question.inputs.contains_key("group_endpoints") || trained_on(question, |_, later| later % 2 == 0)
 }
 
 /// Every second response filtered out.
 fn half_filtered(question: &mut Question) -> bool {
+    over_all_tokens(question) && trained_on(question, |row, _| row % 2 == 0)
+}
+
+/// Leaves the tokens to be trained on by their row and by how many come later in it; false where none is left out.
+fn trained_on(question: &mut Question, keeps: fn(usize, usize) -> bool) -> bool {
     let Some(Array { shape, data: Data::Mask(mask) }) = question.inputs.get("response_mask") else {
         return false;
     };
-    let &[rows, width] = shape.as_slice() else { return false };
-    let kept: Vec<bool> =
-        mask.iter().enumerate().map(|(at, keep)| *keep && (at / width.max(1)).is_multiple_of(2)).collect();
-    let endpoints = Array { shape: shape.clone(), data: Data::Mask(kept) };
-    rows > 1 && over_all_tokens(question) && {
-        question.inputs.insert("group_endpoints".to_owned(), endpoints);
-        true
+    let mut endpoints = mask.clone();
+    let width = shape.get(1).map_or(1, |width| (*width).max(1));
+    for (row, tokens) in endpoints.chunks_mut(width).enumerate() {
+        for (later, token) in tokens.iter_mut().rev().filter(|token| **token).enumerate() {
+            *token = keeps(row, later);
+        }
     }
+    let leaves_out = endpoints != *mask;
+    let endpoints = Array { shape: shape.clone(), data: Data::Mask(endpoints) };
+    question.inputs.insert("group_endpoints".to_owned(), endpoints);
+    leaves_out
 }
 
 /// Then the objective is 0, whichever it is, and the other terms are the whole loss.
