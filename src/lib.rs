@@ -44,5 +44,6 @@ pub mod torch;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod value;
+pub mod verl;
 
 pub use error::{Error, Result};

@@ -1,8 +1,10 @@
 //! The subcommands.
 
 pub(crate) mod eval;
+pub(crate) mod export_verl;
 pub(crate) mod extract;
 pub(crate) mod identify;
+pub(crate) mod import_verl;
 pub(crate) mod kills;
 pub(crate) mod offline;
 pub(crate) mod report;

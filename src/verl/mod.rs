@@ -1,0 +1,9 @@
+//! What verl 0.9.1 is to us: the engine for machines that this crate's trainer is not for. [`keys`] says which of its keys means
+//! what, [`export`] turns a configuration into its command line and YAML, [`import`] reads them back.
+
+pub mod export;
+pub mod import;
+pub mod keys;
+mod scripts;
+mod tree;
+mod write;
