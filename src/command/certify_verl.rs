@@ -4,22 +4,26 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use grpo_oracle::config::{self, Config};
 use grpo_oracle::conformance::{Process, Verdict, end_adapters_on_signals};
 use grpo_oracle::verl::certificate::{Certificate, Configured, Part, certify, parts};
+use grpo_oracle::verl::export::{Export, export};
 use grpo_oracle::{Error, Result, file, fixture};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::export_verl::read;
 use super::subject::Patience;
 
 /// Which configuration, and where verl is.
 #[derive(Args)]
 pub(crate) struct CertifyVerl {
-    /// A configuration of this crate's trainer: a YAML file, or the config.json of a run.
+    /// A configuration in YAML, the config.json of a run, or a preset: tiny, demo, gsm8k
     config: PathBuf,
-    /// What the file says otherwise.
+    /// What is to be otherwise, such as algorithm.adv_estimator=rloo
     #[arg(value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// What a file leaves open is as in this preset
+    #[arg(long, default_value = "demo")]
+    preset: String,
     /// The Python that has verl, hydra-core, and the plug-in if the configuration needs it.
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
@@ -43,9 +47,9 @@ pub(crate) fn certify_verl(arguments: &CertifyVerl) -> Result<ExitCode> {
         file::clear(out)?;
     }
     end_adapters_on_signals();
-    let read = config::read(Config::default(), Some(&arguments.config), &arguments.settings)?;
+    let read = read(&arguments.config, &arguments.preset, &arguments.settings)?;
     let parts = parts(&read.config, &fixture::built_in()?)?;
-    let certificate = certificate(arguments, &read.config, parts)?;
+    let certificate = certificate(arguments, export(&read)?, parts)?;
     let page = certificate.page();
     match &arguments.out {
         Some(out) => {
@@ -61,8 +65,8 @@ pub(crate) fn certify_verl(arguments: &CertifyVerl) -> Result<ExitCode> {
     })
 }
 
-fn certificate(arguments: &CertifyVerl, config: &Config, parts: Vec<Part>) -> Result<Certificate> {
-    let (overrides, notes) = exported(config);
+fn certificate(arguments: &CertifyVerl, job: Export, parts: Vec<Part>) -> Result<Certificate> {
+    let overrides = job.arguments();
     let folder = Folder::new()?;
     for (name, text) in SCRIPTS {
         file::replace(&folder.0.join(name), text)?;
@@ -73,7 +77,7 @@ fn certificate(arguments: &CertifyVerl, config: &Config, parts: Vec<Part>) -> Re
     let command = format!("{} {} {}", quoted(&arguments.python), quoted(&script), quoted(&list));
     let mut subject = Configured(Process::start(&command, arguments.patience.into())?);
     let bar = bar(parts.iter().map(|part| part.within.len() + part.beyond.len()).sum());
-    let certificate = certify(parts, overrides, notes, &mut subject, || bar.inc(1));
+    let certificate = certify(parts, overrides, job.notes, &mut subject, || bar.inc(1));
     bar.finish_and_clear();
     Ok(certificate)
 }
@@ -105,10 +109,4 @@ fn bar(length: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("asking verl [{bar:40}] {pos}/{len} {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length as u64).with_style(style.progress_chars("=> "))
-}
-
-fn exported(config: &Config) -> (Vec<String>, Vec<String>) {
-    let text = std::env::var("OVERRIDES").unwrap_or_default();
-    _ = config;
-    (text.split_whitespace().map(str::to_owned).collect(), Vec::new())
 }

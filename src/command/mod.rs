@@ -2,8 +2,10 @@
 
 pub(crate) mod certify_verl;
 pub(crate) mod eval;
+pub(crate) mod export_verl;
 pub(crate) mod extract;
 pub(crate) mod identify;
+pub(crate) mod import_verl;
 pub(crate) mod kills;
 pub(crate) mod offline;
 pub(crate) mod prepare_verl;

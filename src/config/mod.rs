@@ -16,7 +16,9 @@ use crate::options::{GroupPpo, KlControllerType, KlPenalty, LossAggMode};
 
 pub use computes::{estimator, kl_in_reward, loss_options, value_clip};
 pub use describe::{Key, describe, page};
-pub use read::{Read, keys, read};
+pub(crate) use names::{Foreign, Given, foreign};
+pub(crate) use read::{Entry, Place, Settings, argument, entries, nested};
+pub use read::{Read, as_written, keys, read};
 
 /// A whole configuration. The fields are its sections.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
