@@ -48,5 +48,6 @@ mod tensorboard;
 mod tidy;
 #[cfg(feature = "torch")]
 mod train;
+mod verl_certificate;
 mod verl_data;
 mod zoo;
