@@ -1,17 +1,15 @@
 """verl as one configuration makes it: the adapter that `grpo-oracle certify-verl` asks. No GPU is needed.
 
-    python verl_configured.py OVERRIDES.json [--dtype f64]
-
-OVERRIDES.json is a list of overrides as `verl.trainer.main_ppo` takes them. They are composed with verl's own tree, made into
-verl's own dataclasses, and what is asked goes the way that it goes in training: advantages through `compute_advantage`, losses
-through `ppo_loss` to whatever `loss_mode` is registered as. Options in a question are not looked at.
+A question brings one option, `overrides`: a list of overrides as `verl.trainer.main_ppo` takes them. They are composed with
+verl's own tree, made into verl's own dataclasses, and what is asked goes the way that it goes in training: advantages through
+`compute_advantage`, losses through `ppo_loss` to whatever `loss_mode` is registered as.
 
 The counts of a mini-batch are those that verl's engines give: all tokens of the response mask, and all responses.
 """
 
 import contextlib
+import functools
 import io
-import json
 import os
 import sys
 import warnings
@@ -43,30 +41,30 @@ DataProto = protocol.DataProto
 TREE = os.path.join(find_spec("verl").submodule_search_locations[0], "trainer", "config")
 
 
-def configuration(path):
-    with open(path, encoding="utf-8") as file:
-        overrides = json.load(file)
-    with contextlib.redirect_stdout(io.StringIO()):
-        with initialize_config_dir(TREE, version_base=None):
-            config = compose("ppo_trainer", overrides)
-        OmegaConf.resolve(config)
+@functools.lru_cache
+def configuration(*overrides):
+    """verl's whole configuration, and the actor's as a worker has it."""
+    with contextlib.redirect_stdout(io.StringIO()), initialize_config_dir(TREE, version_base=None):
+        config = compose("ppo_trainer", list(overrides))
+    OmegaConf.resolve(config)
     # As the trainer's process and every worker do before anything is computed.
     imports.import_external_libs(config.actor_rollout_ref.model.external_lib)
-    return config
-
-
-CONFIG = configuration(sys.argv.pop(1))
-ALGORITHM = CONFIG.algorithm
-with open_dict(CONFIG):
-    CONFIG.actor_rollout_ref.actor.rollout_n = CONFIG.actor_rollout_ref.rollout.n
-ACTOR = configs.omega_conf_to_dataclass(CONFIG.actor_rollout_ref.actor)
+    with open_dict(config):
+        config.actor_rollout_ref.actor.rollout_n = config.actor_rollout_ref.rollout.n
+    return config, configs.omega_conf_to_dataclass(config.actor_rollout_ref.actor)
 
 
 def formula(name):
-    """Like the adapters' own, for functions that look at no option."""
+    """Like the adapters' own, for functions that look at no option but the overrides."""
 
     def register(function):
-        FORMULAS[name] = (function, {})
+        def configured(*, overrides, **inputs):
+            global CONFIG, ALGORITHM, ACTOR
+            CONFIG, ACTOR = configuration(*overrides)
+            ALGORITHM = CONFIG.algorithm
+            return function(**inputs)
+
+        FORMULAS[name] = (configured, {})
         return function
 
     return register

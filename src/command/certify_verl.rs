@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use grpo_oracle::conformance::{Process, Verdict, end_adapters_on_signals};
-use grpo_oracle::verl::certificate::{Certificate, Configured, Part, certify, parts};
+use grpo_oracle::verl::certificate::{Certificate, Part, certify, parts};
 use grpo_oracle::verl::export::{Export, export};
 use grpo_oracle::{Error, Result, file, fixture};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -49,7 +49,7 @@ pub(crate) fn certify_verl(arguments: &CertifyVerl) -> Result<ExitCode> {
     end_adapters_on_signals();
     let read = read(&arguments.config, &arguments.preset, &arguments.settings)?;
     let parts = parts(&read.config, &fixture::built_in()?)?;
-    let certificate = certificate(arguments, export(&read)?, parts)?;
+    let certificate = certificate(arguments, &export(&read)?, parts)?;
     let page = certificate.page();
     match &arguments.out {
         Some(out) => {
@@ -65,19 +65,16 @@ pub(crate) fn certify_verl(arguments: &CertifyVerl) -> Result<ExitCode> {
     })
 }
 
-fn certificate(arguments: &CertifyVerl, job: Export, parts: Vec<Part>) -> Result<Certificate> {
-    let overrides = job.arguments();
+fn certificate(arguments: &CertifyVerl, job: &Export, parts: Vec<Part>) -> Result<Certificate> {
     let folder = Folder::new()?;
     for (name, text) in SCRIPTS {
         file::replace(&folder.0.join(name), text)?;
     }
-    let list = folder.0.join("overrides.json");
-    file::replace(&list, serde_json::json!(overrides).to_string())?;
     let script = folder.0.join("verl_configured.py");
-    let command = format!("{} {} {}", quoted(&arguments.python), quoted(&script), quoted(&list));
-    let mut subject = Configured(Process::start(&command, arguments.patience.into())?);
+    let command = format!("{} {}", quoted(&arguments.python), quoted(&script));
+    let mut subject = Process::start(&command, arguments.patience.into())?;
     let bar = bar(parts.iter().map(|part| part.within.len() + part.beyond.len()).sum());
-    let certificate = certify(parts, overrides, job.notes, &mut subject, || bar.inc(1));
+    let certificate = certify(parts, job, &mut subject, || bar.inc(1));
     bar.finish_and_clear();
     Ok(certificate)
 }

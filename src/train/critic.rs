@@ -12,7 +12,7 @@ use super::rollout::Rollout;
 use super::score::Responses;
 use crate::config::{Config, value_clip};
 use crate::llm::Model;
-use crate::options::{MaskedMean, ValueClip};
+use crate::options::{Aggregate, MaskedMean, ValueClip};
 use crate::torch::{mask, value};
 use crate::{Error, Result};
 

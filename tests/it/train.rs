@@ -15,6 +15,7 @@ use grpo_oracle::options::{
     ActorLoss, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, LossOptions, Objective,
     Sapo,
 };
+use grpo_oracle::problem;
 use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
 use grpo_oracle::train::builtin::{self, Level};

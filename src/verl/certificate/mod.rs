@@ -4,26 +4,30 @@
 mod page;
 mod parts;
 
+use serde_json::{Map, Value, json};
+
 use crate::conformance::{
     Fault, Hello, Outcome, Reply, Report, Request, Status, Subject, Task, Verdict, run,
 };
 use crate::evaluate::Question;
+use crate::verl::export::Export;
 
 pub use parts::{Part, parts};
 
-/// An implementation that has its options from its own configuration: a question brings it none.
-#[derive(Debug)]
-pub struct Configured<S>(pub S);
+/// Somebody whose options come from verl's configuration alone: what a question brings is its overrides.
+struct Configured<'a> {
+    subject: &'a mut dyn Subject,
+    options: Map<String, Value>,
+}
 
-impl<S: Subject> Subject for Configured<S> {
+impl Subject for Configured<'_> {
     fn hello(&self) -> &Hello {
-        self.0.hello()
+        self.subject.hello()
     }
 
     fn ask(&mut self, request: &Request<'_>) -> Result<Reply, Fault> {
-        let question =
-            Question { inputs: request.question.inputs.clone(), options: serde_json::Map::default() };
-        self.0.ask(&Request { question: &question, ..*request })
+        let question = Question { inputs: request.question.inputs.clone(), options: self.options.clone() };
+        self.subject.ask(&Request { question: &question, ..*request })
     }
 }
 
@@ -51,15 +55,18 @@ pub struct Certificate {
     pub judged: Vec<Judged>,
 }
 
-/// Asks about every part; `seen` is told of each answer as it comes.
+/// Asks about every part under an export, an adapter such as `examples/adapters/verl_configured.py`; `seen` is told of each
+/// answer as it comes.
 pub fn certify(
     parts: Vec<Part>,
-    overrides: Vec<String>,
-    notes: Vec<String>,
+    job: &Export,
     subject: &mut dyn Subject,
     mut seen: impl FnMut(),
 ) -> Certificate {
-    let mut ask = |tasks: Vec<Task>| -> Report { run(subject, "", tasks, |_| seen()) };
+    let overrides = job.arguments();
+    let options = Map::from_iter([("overrides".to_owned(), json!(overrides))]);
+    let mut configured = Configured { subject, options };
+    let mut ask = |tasks: Vec<Task>| -> Report { run(&mut configured, "", tasks, |_| seen()) };
     let mut judged = Vec::new();
     for mut part in parts {
         let (within, beyond) = (std::mem::take(&mut part.within), std::mem::take(&mut part.beyond));
@@ -68,7 +75,7 @@ pub fn certify(
         let beyond = why.into_iter().zip(ask(beyond).outcomes).collect();
         judged.push(Judged { part, within, beyond });
     }
-    Certificate { hello: subject.hello().clone(), overrides, notes, judged }
+    Certificate { hello: configured.hello().clone(), overrides, notes: job.notes.clone(), judged }
 }
 
 impl Judged {
