@@ -38,7 +38,6 @@ mod models;
 mod page;
 mod planted;
 mod process;
-#[cfg(feature = "torch")]
 mod python;
 mod readme;
 mod report;
@@ -49,4 +48,5 @@ mod tensorboard;
 mod tidy;
 #[cfg(feature = "torch")]
 mod train;
+mod verl_config;
 mod zoo;

@@ -34,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("llm", &["error", "file", "hub", "torch", "options"]),
     // Fast paths of what torch computes.
     ("fused", &["error", "axes", "options", "torch"]),
+    ("verl", &["error", "options", "config"]),
     ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "config", "llm"]),
 ];
 
