@@ -17,7 +17,7 @@ use crate::options::{GroupPpo, KlControllerType, KlPenalty, LossAggMode};
 pub use computes::{estimator, kl_in_reward, loss_options, value_clip};
 pub use describe::{Key, describe, page};
 pub(crate) use names::{Foreign, Given, foreign};
-pub(crate) use read::{Entry, Place, Settings, argument, entries, nested};
+pub(crate) use read::{Entry, Place, Settings, argument, entries_of, nested};
 pub use read::{Read, as_written, keys, read};
 
 /// A whole configuration. The fields are its sections.

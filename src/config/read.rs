@@ -309,9 +309,14 @@ pub(crate) fn argument(text: &str) -> Result<Entry> {
 }
 
 /// The file's leaves in its order.
-pub(crate) fn entries(path: &Path) -> Result<Vec<Entry>> {
+fn entries(path: &Path) -> Result<Vec<Entry>> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, error))?;
-    let nodes = MarkedYaml::load_from_str(&text).map_err(|error| {
+    entries_of(path, &text)
+}
+
+/// The leaves of a file that says this.
+pub(crate) fn entries_of(path: &Path, text: &str) -> Result<Vec<Entry>> {
+    let nodes = MarkedYaml::load_from_str(text).map_err(|error| {
         Error::file(path, format!("line {}: is not YAML ({})", error.marker().line(), error.info()))
     })?;
     let mut found = Vec::new();

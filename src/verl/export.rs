@@ -95,7 +95,10 @@ impl Export {
         for note in &self.notes {
             text.push_str(&format!("# {note}\n"));
         }
-        text.push_str("hydra:\n  searchpath:\n    - pkg://verl.trainer.config\ndefaults:\n  - ppo_trainer\n");
+        text.push_str(
+            "hydra:\n  searchpath:\n    - pkg://verl.trainer.config\ndefaults:\n  - \
+                       ppo_trainer\n",
+        );
         if self.engine == Engine::Megatron {
             text.push_str("  - override model_engine: megatron\n");
         }
@@ -145,7 +148,7 @@ fn written(row: &Row, value: Option<&Value>, config: &Config, engine: Engine) ->
         (Shape::Unsaid, true) => None,
         (Shape::Open(number), true) => Some(whole(json!(number))),
         (Shape::Filled(fill), true) => Some(fill(config)),
-        (Shape::Whole, _) => Some(whole(value)),
+        (Shape::Whole | Shape::Filled(_), _) => Some(whole(value)),
         _ => Some(value),
     }
 }

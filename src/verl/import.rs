@@ -8,7 +8,7 @@ use super::export::{ENGINE, engine_of, export, is_read, is_verls};
 use super::keys::{Engine, GONE, NEEDS, Own, RENAMED, ROWS, Row, SURPRISES, Shape};
 use super::{scripts, tree, write};
 use crate::config::{
-    Config, Dtype, Entry, Foreign, Given, Place, Read, Settings, argument, entries, foreign, nested,
+    Config, Dtype, Entry, Foreign, Given, Place, Read, Settings, argument, entries_of, foreign, nested,
 };
 use crate::{Error, Result};
 
@@ -38,7 +38,8 @@ pub fn import(words: &[String]) -> Result<Read> {
     let own = read.verl.len();
     if own > 0 {
         read.notes.push(format!(
-            "{own} key(s) are for verl alone; they stand under `verl:`, where this crate's trainer passes them over."
+            "{own} key(s) are for verl alone; they stand under `verl:`, where this crate's trainer passes \
+             them over."
         ));
     }
     Ok(read)
@@ -101,6 +102,10 @@ impl Said {
                 | "verl.trainer.main"
                 | "\\"
                 | "$@" => {}
+                "config" if !Path::new(value).exists() => {
+                    self.notes
+                        .push(format!("{value} is not here and is not read; name the file where it is."));
+                }
                 "config" => self.file(Path::new(value))?,
                 _ if is_file(word) => self.file(Path::new(word))?,
                 _ => self.entries.push(override_of(word)?),
@@ -118,18 +123,13 @@ impl Said {
             let words: Vec<String> = script.says.iter().map(|word| (*word).to_owned()).collect();
             return self.read(&words);
         }
-        if name.ends_with(".yaml") || name.ends_with(".yml") || name.ends_with(".json") {
-            let of_hydra = ["hydra.", "defaults"];
-            let read = entries(path)?;
-            self.megatron |= read
-                .iter()
-                .any(|entry| entry.key == "defaults" && entry.value.to_string().contains("megatron"));
-            self.entries.extend(
-                read.into_iter().filter(|entry| !of_hydra.iter().any(|key| entry.key.starts_with(key))),
-            );
+        let text = std::fs::read_to_string(path).map_err(|problem| Error::file(path, problem))?;
+        if [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending)) {
+            let (hydras, own) = without_hydras(&text);
+            self.megatron |= hydras.contains("megatron");
+            self.entries.extend(entries_of(path, &own)?);
             return Ok(());
         }
-        let text = std::fs::read_to_string(path).map_err(|problem| Error::file(path, problem))?;
         let words = scripts::command(&text).ok_or_else(|| {
             Error::file(
                 path,
@@ -145,12 +145,28 @@ impl Said {
         let by_strategy = |entry: &Entry| entry.key == STRATEGY && entry.value == "megatron";
         if chosen.is_none() && self.entries.iter().any(by_strategy) {
             self.megatron = true;
-            self.notes.push(format!("{STRATEGY}=megatron alone is not enough for verl 0.9.1; model_engine=megatron takes its place."));
+            self.notes.push(format!(
+                "{STRATEGY}=megatron alone is not enough for verl 0.9.1; \
+                                     model_engine=megatron takes its place."
+            ));
         }
         self.entries.retain(|entry| !by_strategy(entry));
         let engine = chosen.or_else(|| self.megatron.then(|| json!("megatron")));
         engine_of(&engine.map(|engine| (ENGINE.to_owned(), engine)).into_iter().collect())
     }
+}
+
+/// The sections that are for Hydra alone, and the text with nothing in their place.
+fn without_hydras(text: &str) -> (String, String) {
+    let (mut hydras, mut own, mut inside) = (String::new(), String::new(), false);
+    for line in text.lines() {
+        let begins = line.starts_with(|c: char| c.is_ascii_alphabetic());
+        inside = (inside && !begins) || line.starts_with("hydra:") || line.starts_with("defaults:");
+        hydras.push_str(if inside { line } else { "" });
+        own.push_str(if inside { "" } else { line });
+        own.push('\n');
+    }
+    (hydras, own)
 }
 
 const STRATEGY: &str = "actor_rollout_ref.actor.strategy";
@@ -237,7 +253,16 @@ fn set(row: &Row, entry: &Entry, settings: &mut Settings) {
             }
         }
         Shape::Open(open) if value.as_f64() == Some(open) => settings.set(row.ours, Value::Null, entry),
-        _ => settings.set(row.ours, value, entry),
+        _ => settings.set(row.ours, as_text(row, value), entry),
+    }
+}
+
+/// A name may look like a number.
+fn as_text(row: &Row, value: Value) -> Value {
+    let is_name = row.ours.ends_with("_name") || row.ours.ends_with(".path");
+    match value {
+        Value::Number(number) if is_name => json!(number.to_string()),
+        value => value,
     }
 }
 

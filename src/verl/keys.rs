@@ -118,7 +118,8 @@ use Shape::{Filled, Open, Told, Unsaid, Whole};
 pub const ROWS: &[Row] = &[
     same("algorithm.adv_estimator").shaped(Told(estimator, of_estimator)).always().differs(
         needs_plug_in,
-        "is not in verl 0.9.1; the plug-in grpo_oracle_verl (examples/verl_plugin) brings it and has to be installed on \
+        "is not in verl 0.9.1; the plug-in grpo_oracle_verl (examples/verl_plugin) brings it and has to be \
+         installed on \
          every node",
     ),
     same("algorithm.gamma"),
@@ -158,7 +159,8 @@ pub const ROWS: &[Row] = &[
     same("algorithm.group_params.sparse_below").only(is_group_ppo),
     same("data.train_files").shaped(Told(train_files, of_train_files)).always().differs(
         |config, _| !is_parquet(&config.data.train_files),
-        "is no Parquet file, which is all that verl reads; `grpo-oracle prepare-verl` writes GSM8K's, and the file named here \
+        "is no Parquet file, which is all that verl reads; `grpo-oracle prepare-verl` writes GSM8K's, and \
+         the file named here \
          is to be it",
     ),
     same("data.val_files").shaped(Told(val_files, of_val_files)).always(),
@@ -171,14 +173,16 @@ pub const ROWS: &[Row] = &[
     same("data.shuffle"),
     same("data.seed").shaped(Told(seed, of_seed)).always().differs(
         |_, _| true,
-        "decides the order of the problems there; the responses are drawn by another engine and are not those of a run here",
+        "decides the order of the problems there; the responses are drawn by another engine and are not \
+         those of a run here",
     ),
     same("actor_rollout_ref.model.path").always().differs(
         |config, _| {
             let path = &config.actor_rollout_ref.model.path;
             path == "tiny" || path.ends_with(".gguf")
         },
-        "is no Hugging Face directory or hub id, which is all that verl loads; name one (a run here leaves its own in model/)",
+        "is no Hugging Face directory or hub id, which is all that verl loads; name one (a run here leaves \
+         its own in model/)",
     ),
     same("actor_rollout_ref.model.enable_gradient_checkpointing"),
     same("actor_rollout_ref.model.use_fused_kernels").shaped(Unsaid),
@@ -208,7 +212,8 @@ pub const ROWS: &[Row] = &[
             is_clipped(actor.policy_loss.loss_mode)
                 && (actor.clip_ratio_low.is_none() || actor.clip_ratio_high.is_none())
         },
-        "alone is ignored by verl 0.9.1, whose clip_ratio_low and clip_ratio_high are 0.2 where they are not said; both are \
+        "alone is ignored by verl 0.9.1, whose clip_ratio_low and clip_ratio_high are 0.2 where they are \
+         not said; both are \
          written",
     ),
     same("actor_rollout_ref.actor.clip_ratio_low")
@@ -221,11 +226,13 @@ pub const ROWS: &[Row] = &[
         .always(),
     same("actor_rollout_ref.actor.clip_ratio_c").shaped(Open(NEVER)).only(is_vanilla).differs(
         |config, engine| is_vanilla(config, engine) && config.actor_rollout_ref.actor.clip_ratio_c.is_none(),
-        "cannot be off in verl 0.9.1, where it is 3 by default; 1e9 is never reached, as no ratio is above e^20",
+        "cannot be off in verl 0.9.1, where it is 3 by default; 1e9 is never reached, as no ratio is above \
+         e^20",
     ),
     same("actor_rollout_ref.actor.policy_loss.loss_mode").shaped(Told(loss_mode, of_loss_mode)).differs(
         |config, _| loss_of(config) == LossMode::GeoMean,
-        "geo_mean is the plain mean over each micro-batch in verl 0.9.1, and micro-batches are added up: unless a \
+        "geo_mean is the plain mean over each micro-batch in verl 0.9.1, and micro-batches are added up: \
+         unless a \
          micro-batch holds the whole mini-batch, this term counts as often as there are micro-batches",
     ),
     same("actor_rollout_ref.actor.tau_pos"),
@@ -237,11 +244,16 @@ pub const ROWS: &[Row] = &[
         },
         "is not what verl 0.9.1 takes for sapo, which is always seq-mean-token-mean there",
     ),
-    same("actor_rollout_ref.actor.loss_scale_factor").shaped(Filled(constant_length)).only(is_sum_norm).differs(
-        is_sum_norm,
-        "divides the mean over the responses since verl 0.7.1; up to 0.7.0 it divided their sum, so that the same factor gave a \
+    same("actor_rollout_ref.actor.loss_scale_factor")
+        .shaped(Filled(constant_length))
+        .only(is_sum_norm)
+        .always()
+        .differs(
+            is_sum_norm,
+            "divides the mean over the responses since verl 0.7.1; up to 0.7.0 it divided their sum, so that \
+         the same factor gave a \
          loss larger by the number of responses in a batch",
-    ),
+        ),
     same("actor_rollout_ref.actor.entropy_coeff"),
     same("actor_rollout_ref.actor.use_kl_loss"),
     same("actor_rollout_ref.actor.kl_loss_coef"),
@@ -256,14 +268,15 @@ pub const ROWS: &[Row] = &[
         .shaped(Told(schedule, of_schedule))
         .with_megatron(Some("actor_rollout_ref.actor.optim.lr_decay_style"))
         .differs(
-            |config, engine| {
-                engine == Engine::Fsdp && scheduler(config) == Scheduler::Linear
-            },
+            |config, engine| engine == Engine::Fsdp && scheduler(config) == Scheduler::Linear,
             "linear is not there with FSDP; cosine is written, which begins and ends alike",
         ),
     same("actor_rollout_ref.actor.optim.min_lr_ratio").with_megatron(None).differs(
-        |config, engine| engine == Engine::Megatron && config.actor_rollout_ref.actor.optim.min_lr_ratio > 0.0,
-        "is not there with Megatron, which has the rate itself; write verl.actor_rollout_ref.actor.optim.min_lr",
+        |config, engine| {
+            engine == Engine::Megatron && config.actor_rollout_ref.actor.optim.min_lr_ratio > 0.0
+        },
+        "is not there with Megatron, which has the rate itself; write \
+         verl.actor_rollout_ref.actor.optim.min_lr",
     ),
     ours_alone("actor_rollout_ref.actor.dtype").differs(
         |config, _| config.actor_rollout_ref.actor.dtype == Dtype::Float32,
@@ -275,7 +288,8 @@ pub const ROWS: &[Row] = &[
     same("actor_rollout_ref.rollout.top_p"),
     same("actor_rollout_ref.rollout.val_kwargs.n"),
     same("actor_rollout_ref.rollout.val_kwargs.do_sample").shaped(Told(val_do_sample, nothing)),
-    same("actor_rollout_ref.rollout.val_kwargs.temperature").shaped(Told(val_temperature, of_val_temperature)),
+    same("actor_rollout_ref.rollout.val_kwargs.temperature")
+        .shaped(Told(val_temperature, of_val_temperature)),
     same("actor_rollout_ref.rollout.val_kwargs.top_p"),
     same("actor_rollout_ref.rollout.val_kwargs.top_k"),
     same("critic.optim.lr").only(needs_critic).always(),
@@ -304,13 +318,16 @@ pub const ROWS: &[Row] = &[
     same("reward.overlong_buffer.enable")
         .named("reward.reward_kwargs.overlong_buffer_cfg.enable")
         .only(is_overlong),
-    same("reward.overlong_buffer.len").named("reward.reward_kwargs.overlong_buffer_cfg.len").only(is_overlong),
+    same("reward.overlong_buffer.len")
+        .named("reward.reward_kwargs.overlong_buffer_cfg.len")
+        .only(is_overlong),
     same("reward.overlong_buffer.penalty_factor")
         .named("reward.reward_kwargs.overlong_buffer_cfg.penalty_factor")
         .only(is_overlong),
     ours_alone("sft.total_epochs").differs(
         |config, _| config.sft.total_epochs > 0,
-        "is another program there, verl.trainer.sft_trainer: start with it, and name the model that it leaves in \
+        "is another program there, verl.trainer.sft_trainer: start with it, and name the model that it \
+         leaves in \
          actor_rollout_ref.model.path",
     ),
     ours_alone("sft.total_training_steps"),
@@ -323,8 +340,11 @@ pub const ROWS: &[Row] = &[
     ours_alone("sft.optim.lr_warmup_steps_ratio"),
     ours_alone("sft.optim.lr_scheduler_type"),
     ours_alone("sft.optim.min_lr_ratio"),
-    ours_alone("sft.expert_iterations")
-        .differs(|config, _| config.sft.expert_iterations > 0, "has nothing like it in verl 0.9.1 and is left out"),
+    ours_alone("sft.expert_iterations").differs(
+        |config, _| config.sft.expert_iterations > 0,
+        "has nothing like it in verl 0.9.1 and is \
+                                                                left out",
+    ),
     ours_alone("sft.expert_batch_size"),
     same("trainer.total_epochs").always(),
     same("trainer.total_training_steps"),
@@ -334,8 +354,11 @@ pub const ROWS: &[Row] = &[
     same("trainer.save_freq"),
     same("trainer.max_actor_ckpt_to_keep"),
     same("trainer.critic_warmup"),
-    ours_alone("trainer.device")
-        .differs(|config, _| config.trainer.device.as_deref() == Some("cpu"), "cpu cannot be asked for there; verl trains on GPUs"),
+    ours_alone("trainer.device").differs(
+        |config, _| config.trainer.device.as_deref() == Some("cpu"),
+        "cpu cannot be asked for \
+                                                                       there; verl trains on GPUs",
+    ),
     same("trainer.default_local_dir").shaped(Unsaid),
     same("trainer.project_name").always(),
     same("trainer.experiment_name").always(),
@@ -368,7 +391,7 @@ pub(super) const NEEDS: &[Need] = &[
         key: "actor_rollout_ref.rollout.name",
         value: |_, _| Some(json!("vllm")),
         is_ours: false,
-        words: Some("has to be said: verl samples with another engine, vllm or sglang"),
+        words: None,
     },
     Need {
         key: "actor_rollout_ref.actor.use_dynamic_bsz",
@@ -378,7 +401,8 @@ pub(super) const NEEDS: &[Need] = &[
         },
         is_ours: false,
         words: Some(
-            "is on because verl wants to know the micro-batch and none is given: it is cut by tokens, and no result depends on it",
+            "is on because verl wants to know the micro-batch and none is given: it is cut by tokens, and \
+             no result depends on it",
         ),
     },
     Need {
@@ -424,7 +448,8 @@ pub(super) const NEEDS: &[Need] = &[
         value: |config, _| (config.algorithm.adv_estimator == AdvEstimator::Remax).then(|| json!(false)),
         is_ours: false,
         words: Some(
-            "is off for remax: verl 0.9.1's new trainer never samples the greedy responses that remax compares with",
+            "is off for remax: verl 0.9.1's new trainer never samples the greedy responses that remax \
+             compares with",
         ),
     },
     Need {
@@ -488,7 +513,8 @@ pub(super) const SURPRISES: &[(&str, fn(&Own) -> bool, &str)] = &[
             !is_null(given, "actor_rollout_ref.actor.clip_ratio_low")
                 || !is_null(given, "actor_rollout_ref.actor.clip_ratio_high")
         },
-        "decides nothing in verl 0.9.1 unless clip_ratio_low and clip_ratio_high, 0.2 by default, are null; write these two",
+        "decides nothing in verl 0.9.1 unless clip_ratio_low and clip_ratio_high, 0.2 by default, are \
+         null; write these two",
     ),
     (
         "actor_rollout_ref.rollout.val_kwargs.do_sample",
@@ -496,7 +522,8 @@ pub(super) const SURPRISES: &[(&str, fn(&Own) -> bool, &str)] = &[
             let greedy = given.get(VAL_TEMPERATURE).is_none_or(|value| value.as_f64() == Some(0.0));
             given["actor_rollout_ref.rollout.val_kwargs.do_sample"] == greedy
         },
-        "decides nothing in verl 0.9.1: val_kwargs.temperature does, which is 0, that is greedy, by default",
+        "decides nothing in verl 0.9.1: val_kwargs.temperature does, which is 0, that is greedy, by \
+         default",
     ),
     (
         "actor_rollout_ref.actor.loss_agg_mode",
@@ -504,7 +531,8 @@ pub(super) const SURPRISES: &[(&str, fn(&Own) -> bool, &str)] = &[
             given["actor_rollout_ref.actor.loss_agg_mode"] == "seq-mean-token-sum-norm"
                 && is_null(given, "actor_rollout_ref.actor.loss_scale_factor")
         },
-        "seq-mean-token-sum-norm divides by the length that the batch is padded to in verl 0.9.1, where no loss_scale_factor is \
+        "seq-mean-token-sum-norm divides by the length that the batch is padded to in verl 0.9.1, where no \
+         loss_scale_factor is \
          given; here, and in what is exported, by data.max_response_length",
     ),
     (
@@ -513,7 +541,8 @@ pub(super) const SURPRISES: &[(&str, fn(&Own) -> bool, &str)] = &[
             let k1 = given.get("actor_rollout_ref.actor.kl_loss_type").and_then(Value::as_str);
             given["actor_rollout_ref.actor.use_kl_loss"] == true && matches!(k1, Some("kl" | "k1"))
         },
-        "has no effect on average with kl_loss_type=kl, there and here: the expected gradient of that estimator is 0; low_var_kl \
+        "has no effect on average with kl_loss_type=kl, there and here: the expected gradient of that \
+         estimator is 0; low_var_kl \
          is verl's default, and k1+ has the value of the one and the gradient of the other",
     ),
 ];

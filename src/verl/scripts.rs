@@ -121,7 +121,8 @@ const SCRIPTS: &[Script] = &[
 impl Script {
     pub(super) fn words(&self) -> String {
         format!(
-            "{} is not here, and verl 0.9.1 has {} in its place; what the GRPO guide says of it is taken, and verl's defaults. Name \
+            "{} is not here, and verl 0.9.1 has {} in its place; what the GRPO guide says of it is taken, \
+             and verl's defaults. Name \
              the file itself to have it read.",
             self.name, self.now
         )

@@ -49,5 +49,6 @@ mod tidy;
 #[cfg(feature = "torch")]
 mod train;
 mod verl_certificate;
+mod verl_config;
 mod verl_data;
 mod zoo;
