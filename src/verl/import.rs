@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::export::{ENGINE, engine_of, export, is_read, is_verls};
 use super::keys::{Engine, GONE, NEEDS, Own, RENAMED, ROWS, Row, SURPRISES, Shape};
-use super::{scripts, tree, write};
+use super::{scripts, shell, tree, write};
 use crate::config::{
     Config, Dtype, Entry, Foreign, Given, Place, Read, Settings, argument, entries_of, foreign, nested,
 };
@@ -32,7 +32,7 @@ pub fn import(words: &[String]) -> Result<Read> {
         take(entry, engine, &given, &mut settings)?;
     }
     surprise(&said.entries, &mut settings.notes);
-    keep_defaults(&mut settings.verl);
+    keep_defaults(&given, &mut settings.verl);
     let mut read = settings.finish()?;
     forget_what_export_says(&mut read)?;
     let own = read.verl.len();
@@ -130,7 +130,7 @@ impl Said {
             self.entries.extend(entries_of(path, &own)?);
             return Ok(());
         }
-        let words = scripts::command(&text).ok_or_else(|| {
+        let words = shell::command(&text).ok_or_else(|| {
             Error::file(
                 path,
                 "has no command line with verl.trainer.main_ppo that could be read; write it out",
@@ -315,8 +315,13 @@ fn surprise(entries: &[Entry], notes: &mut Vec<String>) {
     }
 }
 
+const LOGGER: &str = "trainer.logger";
+
 /// What an export would otherwise say of this crate's trainer is verl's own default.
-fn keep_defaults(own: &mut Own) {
+fn keep_defaults(given: &Given, own: &mut Own) {
+    if let (None, Some(loggers)) = (given.get(LOGGER), tree::default(LOGGER)) {
+        own.insert(LOGGER.to_owned(), loggers.clone());
+    }
     for need in NEEDS.iter().filter(|need| need.is_ours) {
         if let Some(default) = tree::default(need.key) {
             own.entry(need.key.to_owned()).or_insert_with(|| default.clone());

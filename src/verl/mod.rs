@@ -5,5 +5,6 @@ pub mod export;
 pub mod import;
 pub mod keys;
 mod scripts;
+mod shell;
 mod tree;
 mod write;
