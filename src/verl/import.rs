@@ -12,12 +12,12 @@ use crate::config::{
 };
 use crate::{Error, Result};
 
-/// Reads verl's words: the path of a YAML file or of a script, a whole command line, `key=value`s. What is not said is as verl
-/// 0.9.1 has it by default; what this crate's trainer does not have is kept under verl's names.
+/// Reads verl's words: the path of a YAML file or of a script, a whole command line, `key=value`s. What is not said
+/// is as verl 0.9.1 has it by default; what this crate's trainer does not have is kept under verl's names.
 ///
 /// # Errors
-/// `file` or `option` for what cannot be read, a key that neither verl 0.9.1 nor this crate has, and a value that this crate
-/// does not have.
+/// `file` or `option` for what cannot be read, a key that neither verl 0.9.1 nor this crate has, and a value that
+/// this crate does not have.
 pub fn import(words: &[String]) -> Result<Read> {
     let mut said = Said::default();
     said.read(words)?;

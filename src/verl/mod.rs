@@ -1,5 +1,5 @@
-//! What verl 0.9.1 is to us: the engine for machines that this crate's trainer is not for. [`keys`] says which of its keys means
-//! what, [`export`] turns a configuration into its command line and YAML, [`import`] reads them back.
+//! What verl 0.9.1 is to us: the engine for machines that this crate's trainer is not for. [`keys`] says which of its
+//! keys means what, [`export`] turns a configuration into its command line and YAML, [`import`] reads them back.
 
 pub mod export;
 pub mod import;

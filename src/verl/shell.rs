@@ -1,5 +1,5 @@
-//! The command line in a shell script, as far as it is written out: with the script's own variables, arrays and sums put in.
-//! Nothing is run.
+//! The command line in a shell script, as far as it is written out: with the script's own variables, arrays and sums
+//! put in. Nothing is run.
 
 /// The words of a script's command line for verl.
 pub(super) fn command(text: &str) -> Option<Vec<String>> {
