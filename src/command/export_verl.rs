@@ -1,6 +1,6 @@
 //! `export-verl`: a configuration as a job for verl.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use grpo_oracle::config::{self, Config, Read, preset};
@@ -31,11 +31,11 @@ impl ExportVerl {
 }
 
 /// A file over a preset, or a preset alone, with what the arguments say otherwise.
-pub(crate) fn read(config: &PathBuf, preset: &str, overrides: &[String]) -> Result<Read> {
+pub(crate) fn read(config: &Path, preset: &str, overrides: &[String]) -> Result<Read> {
     let name = config.to_string_lossy();
     let is_preset = preset::NAMES.contains(&name.as_ref()) && !config.exists();
     let start: Config = preset::preset(if is_preset { &name } else { preset })?;
-    config::as_written(start, (!is_preset).then_some(config.as_path()), overrides)
+    config::as_written(start, (!is_preset).then_some(config), overrides)
 }
 
 pub(crate) fn export_verl(arguments: &ExportVerl) -> Result<String> {

@@ -6,18 +6,18 @@ use serde_json::{Value, json};
 
 use super::export::{ENGINE, engine_of, export, is_read, is_verls};
 use super::keys::{Engine, GONE, NEEDS, Own, RENAMED, ROWS, Row, SURPRISES, Shape};
-use super::{scripts, tree, write};
+use super::{scripts, shell, tree, write};
 use crate::config::{
     Config, Dtype, Entry, Foreign, Given, Place, Read, Settings, argument, entries_of, foreign, nested,
 };
 use crate::{Error, Result};
 
-/// Reads verl's words: the path of a YAML file or of a script, a whole command line, `key=value`s. What is not said is as verl
-/// 0.9.1 has it by default; what this crate's trainer does not have is kept under verl's names.
+/// Reads verl's words: the path of a YAML file or of a script, a whole command line, `key=value`s. What is not said
+/// is as verl 0.9.1 has it by default; what this crate's trainer does not have is kept under verl's names.
 ///
 /// # Errors
-/// `file` or `option` for what cannot be read, a key that neither verl 0.9.1 nor this crate has, and a value that this crate
-/// does not have.
+/// `file` or `option` for what cannot be read, a key that neither verl 0.9.1 nor this crate has, and a value that
+/// this crate does not have.
 pub fn import(words: &[String]) -> Result<Read> {
     let mut said = Said::default();
     said.read(words)?;
@@ -32,7 +32,7 @@ pub fn import(words: &[String]) -> Result<Read> {
         take(entry, engine, &given, &mut settings)?;
     }
     surprise(&said.entries, &mut settings.notes);
-    keep_defaults(&mut settings.verl);
+    keep_defaults(&given, &mut settings.verl);
     let mut read = settings.finish()?;
     forget_what_export_says(&mut read)?;
     let own = read.verl.len();
@@ -130,7 +130,7 @@ impl Said {
             self.entries.extend(entries_of(path, &own)?);
             return Ok(());
         }
-        let words = scripts::command(&text).ok_or_else(|| {
+        let words = shell::command(&text).ok_or_else(|| {
             Error::file(
                 path,
                 "has no command line with verl.trainer.main_ppo that could be read; write it out",
@@ -315,8 +315,13 @@ fn surprise(entries: &[Entry], notes: &mut Vec<String>) {
     }
 }
 
+const LOGGER: &str = "trainer.logger";
+
 /// What an export would otherwise say of this crate's trainer is verl's own default.
-fn keep_defaults(own: &mut Own) {
+fn keep_defaults(given: &Given, own: &mut Own) {
+    if let (None, Some(loggers)) = (given.get(LOGGER), tree::default(LOGGER)) {
+        own.insert(LOGGER.to_owned(), loggers.clone());
+    }
     for need in NEEDS.iter().filter(|need| need.is_ours) {
         if let Some(default) = tree::default(need.key) {
             own.entry(need.key.to_owned()).or_insert_with(|| default.clone());

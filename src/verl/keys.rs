@@ -370,7 +370,7 @@ pub(super) struct Need {
     pub(super) key: &'static str,
     /// `None` where it need not be said.
     pub(super) value: fn(&Config, &Own) -> Option<Value>,
-    /// What this crate's trainer is, rather than what verl asks for: an import keeps verl's own default instead.
+    /// What this crate's trainer is, rather than what verl asks for: an import keeps verl's default instead.
     pub(super) is_ours: bool,
     pub(super) words: Option<&'static str>,
 }
@@ -475,7 +475,7 @@ pub(super) const NEEDS: &[Need] = &[
 /// The size of the whole job's micro-batch, as verl named it before `ppo_micro_batch_size_per_gpu`.
 const OLD_MICRO_BATCH: &str = "actor_rollout_ref.actor.ppo_micro_batch_size";
 
-/// Keys that verl had or was thought to have, and the ones in their place; what ends in `.*` is the beginning of names.
+/// Keys that verl had or was thought to have, and the ones in their place; what ends in `.*` begins names.
 pub(super) const RENAMED: &[(&str, &str)] = &[
     ("reward_model.reward_manager", "reward.reward_manager.name"),
     ("reward_model.reward_kwargs.*", "reward.reward_kwargs.*"),
@@ -505,8 +505,11 @@ pub(super) const GONE: &[(&str, &str)] = &[
     ("critic.megatron.grad_offload", "gradients move with the weights (critic.megatron.param_offload)"),
 ];
 
+/// A key, whether it is so of what is given, and the words on it.
+type Surprise = (&'static str, fn(&Own) -> bool, &'static str);
+
 /// What verl 0.9.1 does with a key that is given, where its writer may not expect it.
-pub(super) const SURPRISES: &[(&str, fn(&Own) -> bool, &str)] = &[
+pub(super) const SURPRISES: &[Surprise] = &[
     (
         "actor_rollout_ref.actor.clip_ratio",
         |given| {

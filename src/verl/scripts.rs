@@ -1,4 +1,4 @@
-//! Shell scripts: the command line in one, and what the source documents say of those of verl's that they name.
+//! verl's scripts that the source documents name, and what they say of them.
 
 /// A script of verl's `examples/` that a source document names.
 pub(super) struct Script {
@@ -132,63 +132,4 @@ impl Script {
 /// What is known of the script of this name.
 pub(super) fn find(name: &str) -> Option<&'static Script> {
     SCRIPTS.iter().find(|script| script.name == name)
-}
-
-/// The words of a script's command line for verl, with the script's own variables put in.
-pub(super) fn command(text: &str) -> Option<Vec<String>> {
-    // A line of words alone may have stray comments between the lines that it is broken into.
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
-    let text = lines.join("\n").replace("\\\n", " ");
-    let begin = text.find("verl.trainer.main")?;
-    let variables = variables(&text[..begin]);
-    let command = &text[begin..];
-    // Blank lines between the parts are as stray as comments are; what else follows is another command.
-    let words = shlex::split(&substituted(command, &variables))?;
-    let is_word =
-        |word: &&String| word.contains('=') || word.starts_with('-') || word.starts_with("verl.trainer");
-    Some(words.iter().take_while(|word| is_word(word) || word.starts_with('$')).cloned().collect())
-}
-
-/// `name=value` lines, each with those before it put in; `${NAME:-value}` is its value.
-fn variables(text: &str) -> Vec<(String, String)> {
-    let mut known: Vec<(String, String)> = Vec::new();
-    for line in text.lines() {
-        let line = line.trim().trim_start_matches("export ");
-        let Some((name, value)) = line.split_once('=') else { continue };
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            continue;
-        }
-        let value = substituted(value, &known);
-        let unquoted = shlex::split(&value).and_then(|words| words.into_iter().next()).unwrap_or_default();
-        known.push((name.to_owned(), unquoted));
-    }
-    known
-}
-
-/// The longest names first, so that `$TRAIN_FILE` is not `$TRAIN`.
-fn substituted(text: &str, variables: &[(String, String)]) -> String {
-    let mut text = text.replace("${HOME}", "~").replace("$HOME", "~");
-    let mut longest: Vec<&(String, String)> = variables.iter().rev().collect();
-    longest.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
-    for (name, value) in longest {
-        text = text.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value);
-    }
-    without_fallbacks(&text)
-}
-
-/// `${NAME:-value}` and `${1:-value}` as their value.
-fn without_fallbacks(text: &str) -> String {
-    let mut rest = text;
-    let mut out = String::new();
-    while let Some(start) = rest.find("${") {
-        let Some(end) = rest[start..].find('}') else { break };
-        let inside = &rest[start + 2..start + end];
-        out.push_str(&rest[..start]);
-        match inside.split_once(":-") {
-            Some((_, value)) => out.push_str(value),
-            None => out.push_str(&rest[start..=start + end]),
-        }
-        rest = &rest[start + end + 1..];
-    }
-    out + rest
 }

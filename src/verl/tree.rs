@@ -42,8 +42,8 @@ pub(super) fn is_open(key: &str) -> bool {
     above.any(|section| takes_any(section) || section.ends_with(".override_transformer_config"))
 }
 
-/// What verl takes where nothing is said; `None` for a key that there is not, one that has to be said, and one that is told from
-/// others.
+/// What verl takes where nothing is said; `None` for a key that there is not, one that has to be said, and one that is
+/// told from others.
 pub(super) fn default(key: &str) -> Option<&'static Value> {
     let default = &TREE.get(key)?.default;
     let told = default.as_str().is_some_and(|text| text == "???" || text.contains("${"));

@@ -67,7 +67,7 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-/// Whether a text can stand without quotes, in a shell's word, in Hydra's and in YAML, and is a text in each of them.
+/// Whether a text can stand without quotes in Hydra's words and in YAML, and is a text in both.
 fn is_plain(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_/.-".contains(c);
     let word = ["true", "false", "null", "none", "yes", "no", "on", "off", "nan", "inf", "y", "n"];
