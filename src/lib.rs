@@ -37,6 +37,7 @@ pub mod hub;
 #[cfg(feature = "torch")]
 pub mod llm;
 pub mod options;
+pub mod problem;
 pub mod reference;
 pub mod spec;
 #[cfg(feature = "torch")]
@@ -44,5 +45,6 @@ pub mod torch;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod value;
+pub mod verl;
 
 pub use error::{Error, Result};

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use command::{eval, extract, identify, kills, offline, report, show, verify, zoo};
+use command::{
+    certify_verl, eval, export_verl, extract, identify, import_verl, kills, offline, prepare_verl, report,
+    show, verify, zoo,
+};
 use grpo_oracle::evaluate::{evaluate, evaluate_outputs};
 use grpo_oracle::{Result, fixture};
 
@@ -68,6 +71,18 @@ enum Action {
                             formula was not answered for, or a question ended in a crash or a hang."
     )]
     Identify(identify::Identify),
+    /// Write a configuration of the trainer as a job for verl 0.9.1: the same mathematics on its many GPUs.
+    ExportVerl(export_verl::ExportVerl),
+    /// Read verl's command line, script or YAML as a configuration of the trainer.
+    ImportVerl(import_verl::ImportVerl),
+    /// Judge the installed verl on what a configuration computes with, configured as the configuration is exported.
+    #[command(
+        after_help = "Exit status: 0 verl computes the same; 1 it computes something else; 2 wrong usage, or verl cannot be \
+                            asked; 3 incomplete: some formula was not answered for."
+    )]
+    CertifyVerl(certify_verl::CertifyVerl),
+    /// Write GSM8K as verl reads it: train.parquet and test.parquet.
+    PrepareVerl(prepare_verl::PrepareVerl),
     /// Show one golden case as a small repro of its own.
     Extract {
         /// The formula's id, as `list` shows it.
@@ -129,6 +144,10 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Judge(arguments) => return offline::judge(&arguments),
         Action::Zoo(arguments) => return zoo::zoo(&arguments),
         Action::Identify(arguments) => return identify::identify(&arguments),
+        Action::ExportVerl(arguments) => export_verl::export_verl(&arguments)?,
+        Action::ImportVerl(arguments) => import_verl::import_verl(&arguments)?,
+        Action::CertifyVerl(arguments) => return certify_verl::certify_verl(&arguments),
+        Action::PrepareVerl(arguments) => prepare_verl::prepare_verl(&arguments)?,
         Action::Extract { formula, case, python, fixtures } => {
             extract::extract(&formula, &case, python, fixtures.as_deref())?
         }

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
     std::panic::set_hook(Box::new(|_| {})); // what libtorch throws is told in words
     let trained = stop::in_words(|| {
-        let config::Read { config, notes } = options.read(std::env::var_os("GSM8K_DIR"))?;
+        let config::Read { config, notes, .. } = options.read(std::env::var_os("GSM8K_DIR"))?;
         notes.iter().for_each(|note| println!("note   {note}"));
         let algorithm = Algorithm::resolve(&config)?;
         train(&config, algorithm, options.resume.as_deref(), &Stop::on_interrupt()?)

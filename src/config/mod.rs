@@ -1,6 +1,7 @@
 //! What decides a run, under the names that verl and the documents use: `algorithm.adv_estimator`,
 //! `actor_rollout_ref.rollout.n`. A key that verl does not have says so.
 
+mod computes;
 mod describe;
 mod names;
 pub mod preset;
@@ -13,8 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::{GroupPpo, KlControllerType, KlPenalty, LossAggMode};
 
+pub use computes::{estimator, kl_in_reward, loss_options, value_clip};
 pub use describe::{Key, describe, page};
-pub use read::{Read, keys, read};
+pub(crate) use names::{Foreign, Given, foreign};
+pub(crate) use read::{Entry, Place, Settings, argument, entries_of, nested};
+pub use read::{Read, as_written, keys, read};
 
 /// A whole configuration. The fields are its sections.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 /// Everything that was given, by key.
-pub(super) type Given = BTreeMap<String, Value>;
+pub(crate) type Given = BTreeMap<String, Value>;
 
 /// Keys and values of ours, or why there are none.
 type Ours = Result<Vec<(&'static str, Value)>, &'static str>;
 
 /// What a key of somebody else's is here.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Foreign {
+pub(crate) enum Foreign {
     /// Another name of ours.
     Same(&'static str),
     /// It says the same in other words: our keys and values, told from its own value and all that was given.
@@ -28,11 +28,11 @@ use Foreign::{Idle, Means, Refused, Same};
 const ONE_DEVICE: &str = "the run has one process and one device, so it decides nothing";
 const NO_ENGINE: &str = "responses are sampled by this program itself, so it decides nothing";
 const NO_MEMORY: &str = "it spends memory or time, and no result depends on it";
-const MEGATRON: &str = "the model is on one device; models that need more are verl's business";
-const VISION: &str = "only language models are trained here";
+const MEGATRON: &str = "the model is on one device; write what is for verl alone under `verl:`";
+const VISION: &str = "only language models are trained here; write what is for verl alone under `verl:`";
 
 /// A name, or the beginning of names if it ends in `.*`; the first that fits counts.
-pub(super) const FOREIGN: &[(&str, Foreign)] = &[
+pub(crate) const FOREIGN: &[(&str, Foreign)] = &[
     // verl, on several devices
     ("trainer.n_gpus_per_node", Idle(ONE_DEVICE)),
     ("trainer.nnodes", Idle(ONE_DEVICE)),
@@ -185,7 +185,7 @@ const CHECKPOINTING: &str = "actor_rollout_ref.model.enable_gradient_checkpointi
 const RANK: &str = "actor_rollout_ref.model.lora_rank";
 
 /// What this key of somebody else's is here.
-pub(super) fn foreign(key: &str) -> Option<Foreign> {
+pub(crate) fn foreign(key: &str) -> Option<Foreign> {
     let fits = |name: &str| match name.strip_suffix('*') {
         Some(beginning) => key.starts_with(beginning),
         None => key == name,

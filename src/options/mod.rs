@@ -3,6 +3,7 @@
 
 mod advantage;
 mod aggregate;
+mod estimator;
 mod filter;
 mod gae;
 mod group_ppo;
@@ -20,6 +21,7 @@ mod value;
 
 pub use advantage::*;
 pub use aggregate::*;
+pub use estimator::*;
 pub use filter::*;
 pub use gae::*;
 pub use group_ppo::*;

@@ -5,30 +5,13 @@ use tch::{Kind, Tensor};
 
 use super::experience::Seen;
 use super::rollout::Rollout;
-use crate::config::{AdvEstimator, Config, KlCtrl};
+use crate::config::{self, AdvEstimator, Config, KlCtrl};
 use crate::options::{
-    AdvantageMetrics, EndpointReturn, Filter, Gae, Gpg, GroupNorm, GroupPpo, GroupStd, KlController,
-    KlEstimate, KlInReward, MaskedMean, MaskedSum, Opo, Overlong, ProcessedExcludes, ReinforcePlusPlus,
-    ReinforcePlusPlusBaseline, Rloo, TdError,
+    AdvantageMetrics, Estimator, Filter, GroupPpo, GroupStd, KlController, KlInReward, MaskedMean, MaskedSum,
+    Overlong, ProcessedExcludes,
 };
 use crate::torch::{advantage, filter, gae, group_ppo, kl, mask, metrics, reward};
 use crate::{Error, Result};
-
-/// An estimator with its options.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Estimator {
-    Grpo(GroupNorm),
-    Filtered(Filter),
-    Rloo(Rloo),
-    ReinforcePlusPlus(ReinforcePlusPlus),
-    ReinforcePlusPlusBaseline(ReinforcePlusPlusBaseline),
-    Remax,
-    Opo(Opo),
-    Gpg(Gpg),
-    Gae(Gae),
-    GroupPpo(GroupPpo),
-}
 
 /// How rewards become advantages, with what is carried from step to step: the coefficient of the KL in the reward and
 /// GROUP-PPO's threshold.
@@ -186,9 +169,6 @@ impl Algorithm {
                 format!("{n} response(s) to a problem cannot be compared with each other; use 2 or more"),
             ));
         }
-        let estimate = KlEstimate { kl_penalty: algorithm.kl_penalty, input_clamp: None, output_clamp: None };
-        let kl = KlInReward { kl_coef: algorithm.kl_ctrl.kl_coef, estimate };
-        let kl = algorithm.use_kl_in_reward.then_some(kl);
         let overlong = &config.reward.overlong_buffer;
         let overlong = overlong.enable.then(|| Overlong {
             max_response_length: config.data.max_response_length as f64,
@@ -197,8 +177,8 @@ impl Algorithm {
             ..Overlong::verl()
         });
         let resolved = Self {
-            estimator: estimator(config)?,
-            kl,
+            estimator: config::estimator(config),
+            kl: config::kl_in_reward(config),
             next_kl_coef: None,
             controller: algorithm.kl_ctrl.clone(),
             overlong,
@@ -447,54 +427,6 @@ impl Advantages {
     pub fn of_rows(&self) -> Result<Tensor> {
         mask::mean(&self.advantages, &self.loss_mask, &MaskedMean::along(1))
     }
-}
-
-fn estimator(config: &Config) -> Result<Estimator> {
-    let algorithm = &config.algorithm;
-    let filters = algorithm.keep_pos_ratio != 1.0 || algorithm.keep_neg_ratio != 1.0;
-    Ok(match algorithm.adv_estimator {
-        AdvEstimator::Grpo if filters => Estimator::Filtered(Filter {
-            keep_pos_ratio: algorithm.keep_pos_ratio,
-            keep_neg_ratio: algorithm.keep_neg_ratio,
-            compute_new_adv: algorithm.compute_new_adv,
-            ..Filter::guide()
-        }),
-        AdvEstimator::Grpo if algorithm.norm_adv_by_std_in_grpo => Estimator::Grpo(GroupNorm::verl()),
-        AdvEstimator::Grpo => Estimator::Grpo(GroupNorm { std: GroupStd::None, ..GroupNorm::verl() }),
-        AdvEstimator::Rloo => Estimator::Rloo(Rloo::verl()),
-        AdvEstimator::ReinforcePlusPlus => Estimator::ReinforcePlusPlus(ReinforcePlusPlus {
-            gamma: algorithm.gamma,
-            ..ReinforcePlusPlus::verl()
-        }),
-        AdvEstimator::ReinforcePlusPlusBaseline => {
-            Estimator::ReinforcePlusPlusBaseline(ReinforcePlusPlusBaseline::verl())
-        }
-        AdvEstimator::Remax => Estimator::Remax,
-        AdvEstimator::Opo => Estimator::Opo(Opo::verl()),
-        AdvEstimator::Gpg => Estimator::Gpg(Gpg::verl()),
-        AdvEstimator::Gae => Estimator::Gae(Gae {
-            td_error: TdError { gamma: algorithm.gamma, ..TdError::verl() },
-            lam: algorithm.lam,
-            ..Gae::verl()
-        }),
-        AdvEstimator::GroupPpo => {
-            let params = &algorithm.group_params;
-            Estimator::GroupPpo(GroupPpo {
-                group_variance_threshold: params.group_variance_threshold,
-                group_max_size: params.group_max_size,
-                group_epsilon: params.group_epsilon,
-                adaptive_threshold: params.adaptive_threshold,
-                threshold_lr: params.threshold_lr,
-                min_threshold: params.min_threshold,
-                max_threshold: params.max_threshold,
-                // The reward stands at the last token: the other returns never tell an earlier endpoint of it.
-                endpoint_return: EndpointReturn::Gae,
-                gamma: algorithm.gamma,
-                lam: algorithm.lam,
-                ..GroupPpo::algorithm2()
-            })
-        }
-    })
 }
 
 fn contradiction(key: &str, problem: &str) -> Error {

@@ -10,7 +10,7 @@ use super::optim::{Course, Optimizer, adamw_of};
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
-use crate::config::Config;
+use crate::config::{Config, value_clip};
 use crate::llm::Model;
 use crate::options::{Aggregate, MaskedMean, ValueClip};
 use crate::torch::{mask, value};
@@ -60,11 +60,7 @@ impl Critic {
         // The vocabulary's head, where it is a tensor of its own, has no part in a value.
         let parameters = trunk.trainable().into_iter().filter(|(name, _)| name != "lm_head.weight");
         let parameters = parameters.map(|named| named.1).chain([head.shallow_clone()]);
-        let loss = ValueClip {
-            cliprange_value: critic.cliprange_value,
-            aggregate: Aggregate::local(critic.loss_agg_mode.unwrap_or(actor.loss_agg_mode)),
-            ..ValueClip::verl()
-        };
+        let loss = value_clip(config);
         loss.check()?;
         let fused = config.actor_rollout_ref.model.uses_fused_kernels(trunk.device() == Device::Cpu);
         let critic = Self {

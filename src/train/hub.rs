@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::data::{self, Dataset};
+use super::data::Dataset;
 use crate::Result;
 pub use crate::hub::Hub;
+use crate::problem::parquet;
 
 /// The dataset's name on the hub.
 pub const DATASET: &str = "openai/gsm8k";
@@ -19,8 +20,8 @@ pub fn gsm8k(hub: &Hub) -> Result<Dataset> {
         |split: &str| hub.dataset_file(DATASET, &format!("main/{split}-00000-of-00001.parquet"), advice);
     let (train, test) = (fetched("train")?, fetched("test")?);
     Ok(Dataset {
-        train: data::parquet(&train)?,
-        test: data::parquet(&test)?,
+        train: parquet(&train)?,
+        test: parquet(&test)?,
         source: format!("GSM8K from the hub ({DATASET}, kept in {})", folder_of(&train).display()),
         level: None,
     })

@@ -3,11 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::Result;
-use crate::config::{Config, LossMode};
-use crate::options::{
-    ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, KlEstimate, KlPenalty, LossAggMode, LossOptions,
-    MaskedMean, Objective, Sapo,
-};
+use crate::options::{ActorLoss, Aggregate, LossAggMode, LossOptions, MaskedMean, Objective};
 use crate::torch::objective::{self, Kept};
 use crate::torch::{aggregate, mask};
 
@@ -96,53 +92,4 @@ pub fn with_counts(options: &LossOptions, mask: &Tensor, response_length: i64) -
         ..*aggregate
     };
     LossOptions { terms: ActorLoss { aggregate, ..options.terms }, ..*options }
-}
-
-/// The configuration's loss.
-///
-/// # Errors
-/// `option` if one of its options is outside its domain.
-pub fn options_of(config: &Config) -> Result<LossOptions> {
-    let actor = &config.actor_rollout_ref.actor;
-    let low = actor.clip_ratio_low.unwrap_or(actor.clip_ratio);
-    let high = actor.clip_ratio_high.unwrap_or(actor.clip_ratio);
-    let clip =
-        Clip { clip_ratio_low: low, clip_ratio_high: high, clip_ratio_c: actor.clip_ratio_c, ..Clip::verl() };
-    // verl keeps k3 within bounds, and no other estimator.
-    let kl = match actor.kl_loss_type {
-        KlPenalty::K3 | KlPenalty::K3Plus => KlEstimate::verl(),
-        _ => KlEstimate { input_clamp: None, output_clamp: None, ..KlEstimate::verl() },
-    };
-    let constant = actor.loss_agg_mode == LossAggMode::SeqMeanTokenSumNorm;
-    let factor = actor.loss_scale_factor.unwrap_or(config.data.max_response_length as f64);
-    let terms = ActorLoss {
-        clip,
-        kl_loss_type: actor.kl_loss_type,
-        kl_input_clamp: kl.input_clamp,
-        kl_output_clamp: kl.output_clamp,
-        kl_loss_coef: if actor.use_kl_loss { actor.kl_loss_coef } else { 0.0 },
-        entropy_coeff: actor.entropy_coeff,
-        aggregate: Aggregate {
-            loss_scale_factor: constant.then_some(factor),
-            ..Aggregate::local(actor.loss_agg_mode)
-        },
-        ..ActorLoss::grpo()
-    };
-    let objective = match actor.policy_loss.loss_mode {
-        LossMode::Vanilla => Objective::Vanilla,
-        LossMode::Gpg => Objective::Gpg,
-        LossMode::Gspo => {
-            Objective::Gspo(Gspo { clip_ratio_low: low, clip_ratio_high: high, ..Gspo::verl() })
-        }
-        LossMode::Cispo => {
-            Objective::Cispo(Cispo { clip_ratio_low: Some(low), clip_ratio_high: high, ..Cispo::verl() })
-        }
-        LossMode::GeoMean => Objective::GeoMean(Gmpo { clip_ratio_low: low, clip_ratio_high: high }),
-        LossMode::Sapo => {
-            Objective::Sapo(Sapo { tau_pos: actor.tau_pos, tau_neg: actor.tau_neg, ..Sapo::verl() })
-        }
-    };
-    let options = LossOptions { objective, terms };
-    options.check()?;
-    Ok(options)
 }

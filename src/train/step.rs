@@ -10,13 +10,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::algorithm::Advantages;
 use super::experience::Seen;
-use super::loss::{LossInputs, options_of, with_counts};
+use super::loss::{LossInputs, with_counts};
 use super::micro_batch::{MicroBatch, Passed, Policy};
 use super::optim::Optimizer;
 use super::progress;
 use super::rollout::Rollout;
 use super::score::Responses;
-use crate::config::Config;
+use crate::config::{Config, loss_options};
 use crate::fused;
 use crate::llm::Model;
 use crate::options::LossOptions;
@@ -52,7 +52,7 @@ impl StepOptions {
     pub fn of(config: &Config, device: Device) -> Result<Self> {
         let actor = &config.actor_rollout_ref.actor;
         let options = Self {
-            loss: options_of(config)?,
+            loss: loss_options(config)?,
             mini_batch: actor.ppo_mini_batch_size.unwrap_or(config.data.train_batch_size),
             micro_batch: actor.ppo_micro_batch_size_per_gpu.unwrap_or_else(|| micro_batch(config, device)),
             shuffle: actor.shuffle.then_some(config.data.seed),

@@ -172,7 +172,7 @@ fn filtered_responses_leave_the_loss_and_its_denominators() {
     }
     assert_eq!(got.figures.kept, Some(kept.iter().filter(|&&kept| kept).count() as f64 / 6.0));
     let tokens = (0..6).filter(|&row| kept[row]).map(|row| case.lengths[row]).sum::<f64>();
-    let options = grpo_oracle::train::loss::options_of(&config).unwrap();
+    let options = grpo_oracle::config::loss_options(&config).unwrap();
     let counted = grpo_oracle::train::loss::with_counts(&options, &got.loss_mask, 5).terms.aggregate;
     assert_eq!(counted.batch_num_tokens, Some(tokens));
     assert_eq!(counted.global_batch_size, Some(kept.iter().filter(|&&kept| kept).count() as f64));

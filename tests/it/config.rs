@@ -1,5 +1,6 @@
 //! Configurations as the documents write them, and what is said of those that are wrong.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use grpo_oracle::config::{AdvEstimator, Config, Read, TargetModules, describe, keys, page, read};
@@ -193,7 +194,10 @@ fn what_a_run_writes_is_read_back() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("config.json");
     fs::write(&path, serde_json::to_string_pretty(&config).unwrap()).unwrap();
-    assert_eq!(read(Config::default(), Some(&path), &[]).unwrap(), Read { config, notes: Vec::new() });
+    assert_eq!(
+        read(Config::default(), Some(&path), &[]).unwrap(),
+        Read { config, verl: BTreeMap::new(), notes: Vec::new() }
+    );
     assert_eq!(keys(&Config::default())["algorithm.adv_estimator"], json!("grpo"));
 }
 

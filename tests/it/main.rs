@@ -38,7 +38,6 @@ mod models;
 mod page;
 mod planted;
 mod process;
-#[cfg(feature = "torch")]
 mod python;
 mod readme;
 mod report;
@@ -49,4 +48,7 @@ mod tensorboard;
 mod tidy;
 #[cfg(feature = "torch")]
 mod train;
+mod verl_certificate;
+mod verl_config;
+mod verl_data;
 mod zoo;

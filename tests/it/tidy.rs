@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("file", &["error"]),
     ("options", &["error"]),
     ("config", &["error", "options"]),
+    ("problem", &["error"]),
     ("value", &["error"]),
     ("spec", &[]),
     // Shared arithmetic would be a shared bug: these two never name each other.
@@ -34,7 +35,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("llm", &["error", "file", "hub", "torch", "options"]),
     // Fast paths of what torch computes.
     ("fused", &["error", "axes", "options", "torch"]),
-    ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "config", "llm"]),
+    ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "config", "llm", "problem"]),
+    // What verl is to us: its data, its configuration, and judging it by both.
+    (
+        "verl",
+        &[
+            "error",
+            "file",
+            "options",
+            "config",
+            "problem",
+            "value",
+            "formula",
+            "evaluate",
+            "fixture",
+            "conformance",
+        ],
+    ),
 ];
 
 /// The scalars that the reference is read with have no counterpart in libtorch.

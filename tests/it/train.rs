@@ -15,6 +15,7 @@ use grpo_oracle::options::{
     ActorLoss, AdamW, Aggregate, Cispo, Gmpo, Gsm8k, Gspo, ImportanceLevel, LossAggMode, LossOptions,
     Objective, Sapo,
 };
+use grpo_oracle::problem;
 use grpo_oracle::torch::reward;
 use grpo_oracle::train::algorithm::{Advantages, Algorithm, Figures};
 use grpo_oracle::train::builtin::{self, Level};
@@ -427,17 +428,17 @@ fn a_broken_line_is_named() {
         (r#"{"question": "What?", "answer": "two"}"#, "line 3: the answer has no line `#### N`"),
     ] {
         fs::write(&path, format!("{good}\n\n{third}\n{good}\n")).unwrap();
-        let message = data::jsonl(&path).unwrap_err().to_string();
+        let message = problem::jsonl(&path).unwrap_err().to_string();
         assert!(message.contains("train.jsonl: line 3") && message.contains(problem), "{message}");
         assert!(!message.contains('\n'), "{message}");
     }
     fs::write(&path, b"\xff\xfe\n").unwrap();
-    assert!(data::jsonl(&path).unwrap_err().to_string().contains("line 1"));
+    assert!(problem::jsonl(&path).unwrap_err().to_string().contains("line 1"));
     fs::write(&path, "\n").unwrap();
-    assert!(data::jsonl(&path).unwrap_err().to_string().contains("the file holds no problems"));
+    assert!(problem::jsonl(&path).unwrap_err().to_string().contains("the file holds no problems"));
 
     fs::write(&path, format!("{good}\n{good}\n")).unwrap();
-    assert_eq!(data::jsonl(&path).unwrap()[1].answer, "1 + 1 = 2\n#### 2");
+    assert_eq!(problem::jsonl(&path).unwrap()[1].answer, "1 + 1 = 2\n#### 2");
     let message = data::folder(folder.path()).unwrap_err().to_string();
     assert!(message.contains("test.jsonl: there is no such file"), "{message}");
 }
