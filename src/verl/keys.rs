@@ -119,8 +119,7 @@ pub const ROWS: &[Row] = &[
     same("algorithm.adv_estimator").shaped(Told(estimator, of_estimator)).always().differs(
         needs_plug_in,
         "is not in verl 0.9.1; the plug-in grpo_oracle_verl (examples/verl_plugin) brings it and has to be \
-         installed on \
-         every node",
+         installed on every node",
     ),
     same("algorithm.gamma"),
     same("algorithm.lam"),
@@ -156,12 +155,15 @@ pub const ROWS: &[Row] = &[
     same("algorithm.group_params.threshold_lr").only(is_group_ppo),
     same("algorithm.group_params.min_threshold").only(is_group_ppo),
     same("algorithm.group_params.max_threshold").only(is_group_ppo),
-    same("algorithm.group_params.sparse_below").only(is_group_ppo),
+    same("algorithm.group_params.sparse_below").only(is_group_ppo).differs(
+        |config, engine| is_group_ppo(config, engine) && !is_vanilla(config, engine),
+        "decides nothing there with this loss_mode: the plug-in's loss, which trains on endpoints, is the \
+         vanilla one",
+    ),
     same("data.train_files").shaped(Told(train_files, of_train_files)).always().differs(
         |config, _| !is_parquet(&config.data.train_files),
         "is no Parquet file, which is all that verl reads; `grpo-oracle prepare-verl` writes GSM8K's, and \
-         the file named here \
-         is to be it",
+         the file named here is to be it",
     ),
     same("data.val_files").shaped(Told(val_files, of_val_files)).always(),
     same("data.train_batch_size").always(),
@@ -213,8 +215,7 @@ pub const ROWS: &[Row] = &[
                 && (actor.clip_ratio_low.is_none() || actor.clip_ratio_high.is_none())
         },
         "alone is ignored by verl 0.9.1, whose clip_ratio_low and clip_ratio_high are 0.2 where they are \
-         not said; both are \
-         written",
+         not said; both are written",
     ),
     same("actor_rollout_ref.actor.clip_ratio_low")
         .shaped(Filled(|config| json!(config.actor_rollout_ref.actor.clip_ratio)))
@@ -232,8 +233,8 @@ pub const ROWS: &[Row] = &[
     same("actor_rollout_ref.actor.policy_loss.loss_mode").shaped(Told(loss_mode, of_loss_mode)).differs(
         |config, _| loss_of(config) == LossMode::GeoMean,
         "geo_mean is the plain mean over each micro-batch in verl 0.9.1, and micro-batches are added up: \
-         unless a \
-         micro-batch holds the whole mini-batch, this term counts as often as there are micro-batches",
+         unless a micro-batch holds the whole mini-batch, this term counts as often as there are \
+         micro-batches",
     ),
     same("actor_rollout_ref.actor.tau_pos"),
     same("actor_rollout_ref.actor.tau_neg"),
@@ -250,9 +251,8 @@ pub const ROWS: &[Row] = &[
         .always()
         .differs(
             is_sum_norm,
-            "divides the mean over the responses since verl 0.7.1; up to 0.7.0 it divided their sum, so that \
-         the same factor gave a \
-         loss larger by the number of responses in a batch",
+            "divides the mean over the responses since verl 0.7.1; up to 0.7.0 it divided their sum, so \
+             that the same factor gave a loss larger by the number of responses in a batch",
         ),
     same("actor_rollout_ref.actor.entropy_coeff"),
     same("actor_rollout_ref.actor.use_kl_loss"),
@@ -327,8 +327,7 @@ pub const ROWS: &[Row] = &[
     ours_alone("sft.total_epochs").differs(
         |config, _| config.sft.total_epochs > 0,
         "is another program there, verl.trainer.sft_trainer: start with it, and name the model that it \
-         leaves in \
-         actor_rollout_ref.model.path",
+         leaves in actor_rollout_ref.model.path",
     ),
     ours_alone("sft.total_training_steps"),
     ours_alone("sft.train_batch_size"),
@@ -342,8 +341,7 @@ pub const ROWS: &[Row] = &[
     ours_alone("sft.optim.min_lr_ratio"),
     ours_alone("sft.expert_iterations").differs(
         |config, _| config.sft.expert_iterations > 0,
-        "has nothing like it in verl 0.9.1 and is \
-                                                                left out",
+        "has nothing like it in verl 0.9.1 and is left out",
     ),
     ours_alone("sft.expert_batch_size"),
     same("trainer.total_epochs").always(),
@@ -356,8 +354,7 @@ pub const ROWS: &[Row] = &[
     same("trainer.critic_warmup"),
     ours_alone("trainer.device").differs(
         |config, _| config.trainer.device.as_deref() == Some("cpu"),
-        "cpu cannot be asked for \
-                                                                       there; verl trains on GPUs",
+        "cpu cannot be asked for there; verl trains on GPUs",
     ),
     same("trainer.default_local_dir").shaped(Unsaid),
     same("trainer.project_name").always(),
@@ -520,13 +517,22 @@ pub(super) const SURPRISES: &[Surprise] = &[
          null; write these two",
     ),
     (
+        "algorithm.adv_estimator",
+        |given| {
+            let alone = given.get("actor_rollout_ref.rollout.n").is_none_or(|n| n.as_i64() == Some(1));
+            let by_group = ["grpo", "rloo"].map(|name| json!(name));
+            alone && by_group.contains(&given["algorithm.adv_estimator"])
+        },
+        "takes a lone response's reward itself for its advantage in verl 0.9.1, and \
+         actor_rollout_ref.rollout.n is 1 by default; the trainer here wants 2 or more",
+    ),
+    (
         "actor_rollout_ref.rollout.val_kwargs.do_sample",
         |given| {
             let greedy = given.get(VAL_TEMPERATURE).is_none_or(|value| value.as_f64() == Some(0.0));
             given["actor_rollout_ref.rollout.val_kwargs.do_sample"] == greedy
         },
-        "decides nothing in verl 0.9.1: val_kwargs.temperature does, which is 0, that is greedy, by \
-         default",
+        "decides nothing in verl 0.9.1: val_kwargs.temperature does, which is 0, that is greedy, by default",
     ),
     (
         "actor_rollout_ref.actor.loss_agg_mode",
@@ -535,8 +541,7 @@ pub(super) const SURPRISES: &[Surprise] = &[
                 && is_null(given, "actor_rollout_ref.actor.loss_scale_factor")
         },
         "seq-mean-token-sum-norm divides by the length that the batch is padded to in verl 0.9.1, where no \
-         loss_scale_factor is \
-         given; here, and in what is exported, by data.max_response_length",
+         loss_scale_factor is given; here, and in what is exported, by data.max_response_length",
     ),
     (
         "actor_rollout_ref.actor.use_kl_loss",
@@ -545,8 +550,8 @@ pub(super) const SURPRISES: &[Surprise] = &[
             given["actor_rollout_ref.actor.use_kl_loss"] == true && matches!(k1, Some("kl" | "k1"))
         },
         "has no effect on average with kl_loss_type=kl, there and here: the expected gradient of that \
-         estimator is 0; low_var_kl \
-         is verl's default, and k1+ has the value of the one and the gradient of the other",
+         estimator is 0; low_var_kl is verl's default, and k1+ has the value of the one and the gradient \
+         of the other",
     ),
 ];
 

@@ -122,8 +122,7 @@ impl Script {
     pub(super) fn words(&self) -> String {
         format!(
             "{} is not here, and verl 0.9.1 has {} in its place; what the GRPO guide says of it is taken, \
-             and verl's defaults. Name \
-             the file itself to have it read.",
+             and verl's defaults. Name the file itself to have it read.",
             self.name, self.now
         )
     }
