@@ -45,7 +45,8 @@ class Worker:
         self.name = name
         command = [sys.executable, str(HERE / "worker.py"), name]
         if name in OURS:
-            command = [str(options.binaries / "examples/side_by_side"), name]
+            folder = options.binaries / "examples"  # as cargo leaves it
+            command = [str((folder if folder.is_dir() else options.binaries) / "side_by_side"), name]
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(

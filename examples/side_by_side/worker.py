@@ -3,8 +3,8 @@
     python3 worker.py NAME
 
 `examples/side_by_side/run` starts it. A request is a line of JSON with `do`, the `folder` of the tensors and what else
-the measure wants; the answer is a line with the seconds that a call took, the median of so many, and what it computed. The first request of a
-measure reads the tensors and warms up. What a package logs goes to standard error.
+the measure wants; the answer is a line with the seconds that a call took, the median of so many, and what it
+computed. The first request of a measure reads the tensors and warms up. What a package logs goes to standard error.
 """
 
 import json
@@ -263,10 +263,12 @@ def generation(inputs, **options):
 
 
 def peak(device):
-    """The most memory that was held so far, in bytes."""
+    """The most memory that was held so far, in bytes. On a device libtorch keeps what it once held, so that what is in use
+    there is the most."""
     if device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return torch.cuda.max_memory_allocated()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
 
 
 def main():
