@@ -1,6 +1,6 @@
 //! `certify-verl`: whether the installed verl computes what a configuration computes with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,10 +8,10 @@ use grpo_oracle::conformance::{Process, Verdict, end_adapters_on_signals};
 use grpo_oracle::verl::certificate::{Certificate, Part, certify, parts};
 use grpo_oracle::verl::export::{Export, export};
 use grpo_oracle::{Error, Result, file, fixture};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::export_verl::read;
-use super::subject::Patience;
+use super::report::bar;
+use super::subject::{Patience, quoted};
 
 /// Which configuration, and where verl is.
 #[derive(Args)]
@@ -73,7 +73,7 @@ fn certificate(arguments: &CertifyVerl, job: &Export, parts: Vec<Part>) -> Resul
     let script = folder.0.join("verl_configured.py");
     let command = format!("{} {}", quoted(&arguments.python), quoted(&script));
     let mut subject = Process::start(&command, arguments.patience.into())?;
-    let bar = bar(parts.iter().map(|part| part.within.len() + part.beyond.len()).sum());
+    let bar = bar("asking verl", parts.iter().map(|part| part.within.len() + part.beyond.len()).sum());
     let certificate = certify(parts, job, &mut subject, || bar.inc(1));
     bar.finish_and_clear();
     Ok(certificate)
@@ -94,16 +94,4 @@ impl Drop for Folder {
     fn drop(&mut self) {
         _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-/// As the command line of an adapter is split.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
-}
-
-/// Progress on standard error; nothing is drawn where that is not a terminal.
-fn bar(length: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("asking verl [{bar:40}] {pos}/{len} {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length as u64).with_style(style.progress_chars("=> "))
 }

@@ -23,13 +23,6 @@ pub(crate) struct ExportVerl {
     yaml: Option<PathBuf>,
 }
 
-impl ExportVerl {
-    /// The configuration, as it was written.
-    pub(crate) fn read(&self) -> Result<Read> {
-        read(&self.config, &self.preset, &self.overrides)
-    }
-}
-
 /// A file over a preset, or a preset alone, with what the arguments say otherwise.
 pub(crate) fn read(config: &Path, preset: &str, overrides: &[String]) -> Result<Read> {
     let name = config.to_string_lossy();
@@ -39,7 +32,8 @@ pub(crate) fn read(config: &Path, preset: &str, overrides: &[String]) -> Result<
 }
 
 pub(crate) fn export_verl(arguments: &ExportVerl) -> Result<String> {
-    let job: Export = export(&arguments.read()?)?;
+    let ExportVerl { config, preset, overrides, .. } = arguments;
+    let job: Export = export(&read(config, preset, overrides)?)?;
     for note in &job.notes {
         eprintln!("note: {note}");
     }

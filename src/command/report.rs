@@ -88,7 +88,7 @@ impl ReportFiles {
     /// Starts the reports. Until the end comes, each says that the run was cut short.
     fn start(&self, header: Header) -> Result<Telling<'_>> {
         let lines = self.jsonl.as_ref().map(|path| LinesFile::create(path, &header)).transpose()?;
-        let bar = if self.quiet { ProgressBar::hidden() } else { bar(header.planned) };
+        let bar = if self.quiet { ProgressBar::hidden() } else { bar("judging", header.planned) };
         let record = Record::new(header);
         self.finished.write(&record)?;
         Ok(Telling { files: &self.finished, lines, record, bar, quiet: self.quiet, problem: None })
@@ -204,8 +204,8 @@ fn distinct(paths: &[&Path]) -> Result<()> {
 }
 
 /// Progress on standard error; nothing is drawn where that is not a terminal.
-fn bar(length: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("judging [{bar:40}] {pos}/{len} {elapsed} left {eta}")
+pub(super) fn bar(what: &'static str, length: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {elapsed} left {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length as u64).with_style(style.progress_chars("=> "))
+    ProgressBar::new(length as u64).with_style(style.progress_chars("=> ")).with_message(what)
 }

@@ -1,6 +1,6 @@
 //! Who is asked, and about what: the arguments that several subcommands have in common.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -178,4 +178,9 @@ impl Questions {
     pub(crate) fn plan(&self, fixtures: &[Fixture], has: impl Fn(&str) -> bool) -> Result<Vec<Task>> {
         Ok(plan(fixtures, &self.selection.formulas(has)?, !self.no_relations))
     }
+}
+
+/// A path as a word of an adapter's command line.
+pub(crate) fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }

@@ -10,7 +10,7 @@ use grpo_oracle::conformance::{Outcome, Process, Report, Status, Subject, Verdic
 use grpo_oracle::fixture::{Fixture, built_in};
 use grpo_oracle::{Error, Result};
 
-use super::subject::Patience;
+use super::subject::{Patience, quoted};
 
 /// Where the wrong implementations are.
 #[derive(Args)]
@@ -89,10 +89,6 @@ fn adapters(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display())
 }
 
 fn judged(

@@ -267,15 +267,13 @@ impl Packed {
 
 /// First row and number of rows of each run of equal labels.
 fn runs(group: &Tensor) -> Vec<(i64, i64)> {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    let mut last = None;
-    for row in 0..group.size()[0] {
-        let label = group.int64_value(&[row]);
-        match runs.last_mut() {
-            Some(run) if last == Some(label) => run.1 += 1,
-            _ => runs.push((row, 1)),
-        }
-        last = Some(label);
-    }
-    runs
+    // All labels at once: on a device each by itself would be waited for.
+    let labels: Vec<i64> = Vec::try_from(group.to_kind(Kind::Int64)).unwrap_or_default();
+    let mut next = 0;
+    let of_run = |run: &[i64]| {
+        let first = next;
+        next += run.len() as i64;
+        (first, run.len() as i64)
+    };
+    labels.chunk_by(i64::eq).map(of_run).collect()
 }

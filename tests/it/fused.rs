@@ -3,12 +3,14 @@
 
 use grpo_oracle::fused::loss::{FusedLoss, Numbers, Tokens, loss, sweep, weights};
 use grpo_oracle::options::{
-    ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, ImportanceLevel, KlPenalty, LossAggMode, LossOptions,
-    Objective, Sapo,
+    ActorLoss, Aggregate, Cispo, Clip, Gmpo, Gspo, ImportanceLevel, LossAggMode, LossOptions, Objective, Sapo,
 };
 use grpo_oracle::torch::metrics;
 use grpo_oracle::train::loss::{self as composed, LossInputs};
 use tch::{Kind, Tensor};
+
+use crate::laws::aggregate::MODES;
+use crate::laws::kl::PENALTIES;
 
 /// Numbers in [0, 1) that are the same in every run.
 pub(crate) struct Stream(pub(crate) u64);
@@ -80,16 +82,6 @@ pub(crate) fn objectives() -> Vec<Objective> {
 
 /// Every clip with every KL term, one of each aggregation with entropy or without, some with given counts.
 pub(crate) fn terms() -> Vec<ActorLoss> {
-    const PENALTIES: [KlPenalty; 8] = [
-        KlPenalty::K1,
-        KlPenalty::Abs,
-        KlPenalty::K2,
-        KlPenalty::K3,
-        KlPenalty::K1Plus,
-        KlPenalty::AbsPlus,
-        KlPenalty::K2Plus,
-        KlPenalty::K3Plus,
-    ];
     let mut kls = vec![ActorLoss::grpo()];
     for kl_loss_type in PENALTIES {
         for (kl_input_clamp, kl_output_clamp) in [(None, None), (Some(0.4), None), (Some(0.9), Some(0.1))] {
@@ -100,16 +92,9 @@ pub(crate) fn terms() -> Vec<ActorLoss> {
         }
     }
     let clips = [Clip::eq29(), Clip { clip_ratio_c: Some(1.3), log_ratio_clamp: Some(0.7), ..Clip::dapo() }];
-    let modes = [
-        LossAggMode::TokenMean,
-        LossAggMode::TokenSum,
-        LossAggMode::SeqMeanTokenSum,
-        LossAggMode::SeqMeanTokenMean,
-        LossAggMode::SeqMeanTokenSumNorm,
-    ];
     let mut all = Vec::new();
     for kl in kls {
-        for mode in modes {
+        for mode in MODES {
             for entropy_coeff in [0.0, 0.2] {
                 let clip = clips[all.len() % 2];
                 let mut aggregate = Aggregate::local(mode);

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use grpo_oracle::config::{AdvEstimator, Config, LossMode, Read, as_written, keys, preset, read};
-use grpo_oracle::options::{KlPenalty, LossAggMode};
 use grpo_oracle::verl::export::{Export, export};
 use grpo_oracle::verl::import::{import, to_yaml};
 use grpo_oracle::verl::keys::{Engine, ROWS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::laws::aggregate::MODES;
+use crate::laws::kl::PENALTIES;
 use crate::python;
 
 fn words(line: &str) -> Vec<String> {
@@ -254,7 +255,7 @@ fn walk() -> Vec<(String, Read)> {
     let losses = LOSSES.map(|loss| named(&json!(loss)));
     for (at, estimator) in estimators.iter().enumerate() {
         for (also, loss) in losses.iter().enumerate() {
-            let aggregation = named(&json!(AGGREGATIONS[(at + also) % AGGREGATIONS.len()]));
+            let aggregation = named(&json!(MODES[(at + also) % MODES.len()]));
             add(format!(
                 "algorithm.adv_estimator={estimator} actor_rollout_ref.actor.policy_loss.loss_mode={loss} \
                  actor_rollout_ref.actor.loss_agg_mode={aggregation}"
@@ -323,24 +324,6 @@ const ESTIMATORS: [AdvEstimator; 9] = [
 ];
 const LOSSES: [LossMode; 6] =
     [LossMode::Vanilla, LossMode::Gpg, LossMode::Gspo, LossMode::Cispo, LossMode::GeoMean, LossMode::Sapo];
-const AGGREGATIONS: [LossAggMode; 5] = [
-    LossAggMode::TokenMean,
-    LossAggMode::TokenSum,
-    LossAggMode::SeqMeanTokenSum,
-    LossAggMode::SeqMeanTokenMean,
-    LossAggMode::SeqMeanTokenSumNorm,
-];
-const PENALTIES: [KlPenalty; 8] = [
-    KlPenalty::K1,
-    KlPenalty::Abs,
-    KlPenalty::K2,
-    KlPenalty::K3,
-    KlPenalty::K1Plus,
-    KlPenalty::AbsPlus,
-    KlPenalty::K2Plus,
-    KlPenalty::K3Plus,
-];
-
 fn imported_file(text: &str) -> Read {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("run.yaml");

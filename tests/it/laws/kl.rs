@@ -4,6 +4,18 @@ use grpo_oracle::options::{KlController, KlEstimate, KlInReward, KlPenalty};
 use grpo_oracle::reference::{Bounded, Dual, Real, kl};
 use ndarray::{Array2, Array3, array};
 
+/// Every estimator.
+pub(crate) const PENALTIES: [KlPenalty; 8] = [
+    KlPenalty::K1,
+    KlPenalty::Abs,
+    KlPenalty::K2,
+    KlPenalty::K3,
+    KlPenalty::K1Plus,
+    KlPenalty::AbsPlus,
+    KlPenalty::K2Plus,
+    KlPenalty::K3Plus,
+];
+
 use super::{Unit, hold};
 
 fn full(logits: [f64; 3], logits_ref: [f64; 3]) -> f64 {

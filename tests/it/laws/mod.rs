@@ -5,7 +5,7 @@ pub(crate) mod aggregate;
 mod filter;
 mod gae;
 mod group_ppo;
-mod kl;
+pub(crate) mod kl;
 mod logprob;
 mod mask;
 mod metrics;
