@@ -68,10 +68,10 @@ pub(crate) fn train(
     stop: &Stop,
 ) -> Result<Run> {
     let device = options::device(config)?;
-    let sampling = RolloutOptions::of(config)?;
+    let sampling = RolloutOptions::of(config, device)?;
     // An option that is off is told before the long work starts.
     StepOptions::of(config, device)?;
-    Examination::of(config)?;
+    Examination::of(config, device)?;
     let data = data::load(&config.data)?;
     println!("data   {}: {} to train on, {} held out", data.source, data.train.len(), data.test.len());
     algorithm.warnings().iter().for_each(|warning| println!("note   {warning}"));
@@ -124,7 +124,8 @@ fn learn(
     stop: &Stop,
 ) -> Result<()> {
     let steps = steps(config, problems.len());
-    let (sampling, updating) = (RolloutOptions::of(config)?, StepOptions::of(config, llm.model.device())?);
+    let device = llm.model.device();
+    let (sampling, updating) = (RolloutOptions::of(config, device)?, StepOptions::of(config, device)?);
     let actor = &config.actor_rollout_ref.actor;
     let reference = algorithm.needs_reference().then(|| reference(&llm.model, config));
     let critic = match algorithm.needs_critic() {
@@ -238,7 +239,12 @@ fn is_due(step: usize, every: i64) -> bool {
 
 /// Held-out problems, answered as `val_kwargs` says; printed and recorded.
 fn evaluate(llm: &Llm, held_out: &[Problem], config: &Config, step: usize, run: &mut Run) -> Result<()> {
-    let result = evaluate::evaluate(llm, held_out, &Examination::of(config)?, Some(&run.answers(step)))?;
+    let result = evaluate::evaluate(
+        llm,
+        held_out,
+        &Examination::of(config, llm.model.device())?,
+        Some(&run.answers(step)),
+    )?;
     println!(
         "held out after {step} steps: {:.1} % of {} solved (standard error {:.1} %), {:.1} % by the last number, {:.1} s",
         100.0 * result.accuracy,

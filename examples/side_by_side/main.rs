@@ -281,7 +281,8 @@ fn rollout(inputs: &Inputs, request: &Request) -> Result<Call> {
     let prompts: Vec<Vec<i64>> = Vec::<Vec<i64>>::try_from(inputs.get("prompts")?)
         .map_err(|error| Error::input("prompts", error.to_string()))?;
     let max_new_tokens = request.new_tokens;
-    let sampling = Sampling { temperature: 1.0, top_p: 1.0, top_k: None, max_new_tokens, seed: 1 };
+    let sampling =
+        Sampling { temperature: 1.0, top_p: 1.0, top_k: None, max_new_tokens, seed: 1, fused: true };
     Ok(Box::new(move || {
         let out = generate(&llm.model, &prompts, &[], llm.tokenizer.pad_token(), &sampling, &mut |_, _| ())?;
         match out.tokens.iter().all(|tokens| tokens.len() == max_new_tokens) {

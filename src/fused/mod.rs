@@ -6,6 +6,7 @@
 //! * [`loss`]: a whole loss for given log-probabilities, in one pass over the tokens
 //! * [`head`]: from hidden states to log-probabilities and gradients, without ever holding the logits
 //! * [`optim`]: a step of AdamW in one pass over the parameters
+//! * [`linear`]: maps without a gradient, laid out for many products
 //! * [`objective`], [`metrics`] and [`logprob`]: their parts by the names that they have elsewhere
 //!
 //! On the CPU the losses are loops over the tensors' memory, on CUDA kernels that are compiled when they are first wanted
@@ -14,6 +15,7 @@
 pub mod cuda;
 mod exp;
 pub mod head;
+pub mod linear;
 pub mod logprob;
 pub mod loss;
 mod memory;

@@ -24,6 +24,8 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// Row `i` of a batch draws from stream `i` of this seed, whatever stands in the other rows.
     pub seed: u64,
+    /// Whether the model is laid out anew for the while ([`Model::for_rollouts`]): the same within rounding, and faster.
+    pub fused: bool,
 }
 
 /// The responses to a batch of prompts, in the prompts' order.
@@ -60,8 +62,11 @@ pub fn generate(
         return Ok(responses.generation);
     }
     let _no_grad = tch::no_grad_guard();
-    let merged = model.lora().map(|_| model.merged());
-    let model = merged.as_ref().unwrap_or(model);
+    let own = match sampling.fused {
+        true => Some(model.for_rollouts()?),
+        false => model.lora().map(|_| model.merged()),
+    };
+    let model = own.as_ref().unwrap_or(model);
     let mut batch = Batch::start(model, prompts, pad_token, sampling.max_new_tokens);
     for step in 1..=sampling.max_new_tokens {
         let logits = model.head(&batch.hidden).squeeze_dim(1);
@@ -382,7 +387,10 @@ mod tests {
 
     /// How often each token comes for `EVEN` uniform numbers spread evenly over [0, 1).
     fn counts(logits: &[f32], temperature: f64, top_p: f64) -> Vec<i64> {
-        counts_of(logits, &Sampling { temperature, top_p, top_k: None, max_new_tokens: 1, seed: 0 })
+        counts_of(
+            logits,
+            &Sampling { temperature, top_p, top_k: None, max_new_tokens: 1, seed: 0, fused: false },
+        )
     }
 
     fn counts_of(logits: &[f32], sampling: &Sampling) -> Vec<i64> {
@@ -427,7 +435,14 @@ mod tests {
         let counts = |top_k: usize, top_p: f64| {
             counts_of(
                 &logits,
-                &Sampling { temperature: 1., top_p, top_k: Some(top_k), max_new_tokens: 1, seed: 0 },
+                &Sampling {
+                    temperature: 1.,
+                    top_p,
+                    top_k: Some(top_k),
+                    max_new_tokens: 1,
+                    seed: 0,
+                    fused: false,
+                },
             )
         };
         near(&counts(1, 1.), &[0., 1., 0., 0., 0.]);

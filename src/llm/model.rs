@@ -7,6 +7,7 @@ use super::config::{Config, RopeScaling};
 use super::lora::{Adapter, Lora};
 use super::weights::Weights;
 use crate::Result;
+use crate::fused::linear::Joined;
 
 /// A transformer: token ids in, hidden states and logits out, with gradients if wanted.
 ///
@@ -22,6 +23,8 @@ pub struct Model {
     pub(super) frequencies: Tensor,
     /// What the layers' adapters are, if they have any.
     lora: Option<Lora>,
+    /// The head as [`Model::for_rollouts`] lays it out.
+    joined_head: Option<Joined>,
 }
 
 impl Model {
@@ -43,7 +46,7 @@ impl Model {
             weights.ignore(HEAD); // some checkpoints store the tied head once more
         }
         let frequencies = frequencies(&config).to_device(device);
-        Ok(Self { config, embedding, layers, norm, head, frequencies, lora: None })
+        Ok(Self { config, embedding, layers, norm, head, frequencies, lora: None, joined_head: None })
     }
 
     /// Sizes and constants.
@@ -144,7 +147,22 @@ impl Model {
             head: self.head.as_ref().map(&tensor),
             frequencies: tensor(&self.frequencies),
             lora: None,
+            joined_head: None,
         }
+    }
+
+    /// The model with its adapters added to the weights and without gradients, laid out for [`generate()`](super::generate())
+    /// by [`crate::fused::linear`]: the same results within rounding, from a copy of the weights.
+    ///
+    /// # Errors
+    /// None in practice: the weights' shapes were checked when they were loaded.
+    pub fn for_rollouts(&self) -> Result<Self> {
+        let mut model = self.merged();
+        for layer in &mut model.layers {
+            layer.joined = Some(JoinedLayer::of(layer)?);
+        }
+        model.joined_head = Some(Joined::of(&[(model.head_weight(), None)])?);
+        Ok(model)
     }
 
     /// All linear maps of the layers, by name.
@@ -185,7 +203,10 @@ impl Model {
 
     /// The logits `[.., V]` of hidden states `[.., H]`.
     pub fn head(&self, hidden: &Tensor) -> Tensor {
-        linear(hidden, self.head_weight())
+        match &self.joined_head {
+            Some(joined) => joined.forward(hidden),
+            None => linear(hidden, self.head_weight()),
+        }
     }
 
     /// What [`Model::head`] multiplies by, `[V, H]`: a parameter of its own, or the embedding where the head is tied.
@@ -280,6 +301,31 @@ pub(super) struct Layer {
     gate: Linear,
     up: Linear,
     down: Linear,
+    /// The maps as [`Model::for_rollouts`] lays them out.
+    joined: Option<JoinedLayer>,
+}
+
+/// A layer's maps, those of one input as one.
+#[derive(Debug)]
+struct JoinedLayer {
+    qkv: Joined,
+    o: Joined,
+    gate_up: Joined,
+    down: Joined,
+}
+
+impl JoinedLayer {
+    fn of(layer: &Layer) -> Result<Self> {
+        let joined = |maps: &[&Linear]| {
+            Joined::of(&maps.iter().map(|map| (&map.weight, map.bias.as_ref())).collect::<Vec<_>>())
+        };
+        Ok(Self {
+            qkv: joined(&[&layer.q, &layer.k, &layer.v])?,
+            o: joined(&[&layer.o])?,
+            gate_up: joined(&[&layer.gate, &layer.up])?,
+            down: joined(&[&layer.down])?,
+        })
+    }
 }
 
 impl Layer {
@@ -306,6 +352,7 @@ impl Layer {
             gate: Linear::new("mlp.gate_proj", [inner, hidden], mlp_bias, take)?,
             up: Linear::new("mlp.up_proj", [inner, hidden], mlp_bias, take)?,
             down: Linear::new("mlp.down_proj", [hidden, inner], mlp_bias, take)?,
+            joined: None,
         })
     }
 
@@ -363,6 +410,7 @@ impl Layer {
             gate: linear(&self.gate),
             up: linear(&self.up),
             down: linear(&self.down),
+            joined: None,
         }
     }
 
@@ -376,22 +424,37 @@ impl Layer {
         extend: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
     ) -> Tensor {
         let (batch, length, eps) = (x.size()[0], x.size()[1], config.rms_norm_eps);
-        let heads = |x: &Tensor, map: &Linear, norm: Option<&Tensor>, count: i64| {
-            let heads = map.forward(x).view([batch, length, count, config.head_dim]);
+        let heads = |x: &Tensor, norm: Option<&Tensor>| {
+            let heads = x.view([batch, length, -1, config.head_dim]);
             norm.map_or_else(|| heads.shallow_clone(), |norm| rms_norm(&heads, norm, eps)).transpose(1, 2)
         };
         let (q_norm, k_norm) = self.head_norms.as_ref().map(|(q, k)| (q, k)).unzip();
-        let normed = rms_norm(x, &self.attention_norm, eps);
-        let q = rotation.apply(&heads(&normed, &self.q, q_norm, config.num_attention_heads));
-        let k = rotation.apply(&heads(&normed, &self.k, k_norm, config.num_key_value_heads));
-        let v = heads(&normed, &self.v, None, config.num_key_value_heads);
-        let (k, v) = extend(k, v);
+        let [q, k, v] = self.queries_keys_values(config, &rms_norm(x, &self.attention_norm, eps));
+        let (q, k) = (rotation.apply(&heads(&q, q_norm)), rotation.apply(&heads(&k, k_norm)));
+        let (k, v) = extend(k, heads(&v, None));
         let attended = attention(&q, &k, &v, bias).transpose(1, 2).reshape([batch, length, -1]);
-        let x = x + self.o.forward(&attended);
+        let x = x + self
+            .joined
+            .as_ref()
+            .map_or_else(|| self.o.forward(&attended), |joined| joined.o.forward(&attended));
+        &x + self.mlp(&rms_norm(&x, &self.mlp_norm, eps))
+    }
 
-        let normed = rms_norm(&x, &self.mlp_norm, eps);
-        let gated = self.gate.forward(&normed).silu() * self.up.forward(&normed);
-        x + self.down.forward(&gated)
+    /// `[B, S, heads D]` each.
+    fn queries_keys_values(&self, config: &Config, x: &Tensor) -> [Tensor; 3] {
+        let Some(joined) = &self.joined else { return [&self.q, &self.k, &self.v].map(|map| map.forward(x)) };
+        let all = joined.qkv.forward(x);
+        let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
+        let part = |first: i64, count: i64| all.narrow(-1, first * config.head_dim, count * config.head_dim);
+        [part(0, queries), part(queries, keys), part(queries + keys, keys)]
+    }
+
+    fn mlp(&self, x: &Tensor) -> Tensor {
+        let Some(joined) = &self.joined else {
+            return self.down.forward(&(self.gate.forward(x).silu() * self.up.forward(x)));
+        };
+        let gate_up = joined.gate_up.forward(x).chunk(2, -1);
+        joined.down.forward(&(gate_up[0].silu() * &gate_up[1]))
     }
 }
 

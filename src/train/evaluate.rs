@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::data::Problem;
 use super::{lines, progress, prompt, rollout};
@@ -31,7 +31,7 @@ impl Examination {
     ///
     /// # Errors
     /// `option` for no responses.
-    pub fn of(config: &Config) -> Result<Self> {
+    pub fn of(config: &Config, device: Device) -> Result<Self> {
         let asked = &config.actor_rollout_ref.rollout.val_kwargs;
         if asked.n == 0 {
             let key = "actor_rollout_ref.rollout.val_kwargs.n";
@@ -43,6 +43,7 @@ impl Examination {
             top_k: usize::try_from(asked.top_k).ok(),
             max_new_tokens: config.data.max_response_length,
             seed: config.data.seed,
+            fused: config.actor_rollout_ref.model.uses_fused_kernels(device == Device::Cpu),
         };
         let batch = config.data.train_batch_size * config.actor_rollout_ref.rollout.n;
         Ok(Self { sampling, n: asked.n, batch })

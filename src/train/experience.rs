@@ -63,7 +63,8 @@ impl Models<'_> {
             || rollout.texts.len() > updating.mini_batch * rollout.n;
         let is_kept = config.algorithm.rollout_correction.bypass_mode;
         let logp_old = || if is_kept { Ok(rollout.logp()) } else { logp(&self.policy.model) };
-        let baselines = || rollout.baselines(self.policy, config.data.max_response_length, &grading);
+        let longest = config.data.max_response_length;
+        let baselines = || rollout.baselines(self.policy, longest, updating.fused, &grading);
         Ok(Seen {
             rewards: rollout.rewards(&grading)?,
             baselines: algorithm.needs_baselines().then(baselines).transpose()?,

@@ -86,9 +86,15 @@ impl Rollout {
     ///
     /// # Errors
     /// As [`rollout::respond`](respond).
-    pub fn baselines(&self, llm: &Llm, max_new_tokens: usize, options: &Gsm8k) -> Result<Tensor> {
+    pub fn baselines(
+        &self,
+        llm: &Llm,
+        max_new_tokens: usize,
+        fused: bool,
+        options: &Gsm8k,
+    ) -> Result<Tensor> {
         let prompts = self.prompts.iter().step_by(self.n).cloned().collect::<Vec<_>>();
-        let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: None, max_new_tokens, seed: 0 };
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: None, max_new_tokens, seed: 0, fused };
         let bar = progress::bar("baselines", max_new_tokens);
         let generation = respond(llm, &prompts, &sampling, &bar)?;
         bar.finish_and_clear();
@@ -208,7 +214,7 @@ impl RolloutOptions {
     ///
     /// # Errors
     /// `option` for a size of 0 or a number that cannot be sampled with, by the key's full name.
-    pub fn of(config: &Config) -> Result<Self> {
+    pub fn of(config: &Config, device: Device) -> Result<Self> {
         let (rollout, filter) = (&config.actor_rollout_ref.rollout, &config.algorithm.filter_groups);
         for (key, size) in [
             ("data.train_batch_size", config.data.train_batch_size),
@@ -237,6 +243,7 @@ impl RolloutOptions {
                 top_k: top_k(rollout.top_k).map_err(|problem| off("top_k", problem))?,
                 max_new_tokens: config.data.max_response_length,
                 seed: config.data.seed,
+                fused: config.actor_rollout_ref.model.uses_fused_kernels(device == Device::Cpu),
             },
             differing: filter.enable.then_some(filter.max_num_gen_batches),
             grading: grading(config),

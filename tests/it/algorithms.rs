@@ -365,8 +365,10 @@ fn dynamic_sampling_keeps_only_groups_that_differ() {
     let (llm, problems) = half_trained();
     let mut config = preset::tiny();
     (config.data.train_batch_size, config.actor_rollout_ref.rollout.n) = (4, 2);
-    let options =
-        |most: Option<usize>| RolloutOptions { differing: most, ..RolloutOptions::of(&config).unwrap() };
+    let options = |most: Option<usize>| RolloutOptions {
+        differing: most,
+        ..RolloutOptions::of(&config, Device::Cpu).unwrap()
+    };
     let collect = |most: Option<usize>| {
         let mut draws = Draws::new(problems.clone(), Some(0));
         (rollout::collect(&llm, &mut draws, 1, &options(most)), draws.position)
@@ -406,7 +408,8 @@ fn without_a_difference_there_is_one_clear_sentence() {
     config.algorithm.filter_groups.enable = true;
     config.algorithm.filter_groups.max_num_gen_batches = 2;
     let mut draws = Draws::new(builtin::problems(Level::Tiny, 0).train, Some(0));
-    let problem = rollout::collect(&llm, &mut draws, 1, &RolloutOptions::of(&config).unwrap()).unwrap_err();
+    let problem = rollout::collect(&llm, &mut draws, 1, &RolloutOptions::of(&config, Device::Cpu).unwrap())
+        .unwrap_err();
     assert!(problem.to_string().contains("in 2 rollouts no group of 8"), "{problem}");
 }
 
@@ -506,7 +509,7 @@ fn supervised_gradients_do_not_depend_on_the_micro_batches_or_the_company() {
 #[test]
 fn expert_iteration_learns_from_its_own_right_responses() {
     let (llm, problems) = half_trained();
-    let options = RolloutOptions::of(&preset::tiny()).unwrap();
+    let options = RolloutOptions::of(&preset::tiny(), Device::Cpu).unwrap();
     let mut draws = Draws::new(problems.clone(), Some(0));
     let own = sft::own_right_ones(&llm, &mut draws, 20, 1, &options).unwrap();
     assert!(own.len() > 3, "{}", own.len());

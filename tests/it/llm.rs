@@ -126,9 +126,10 @@ fn cache_and_no_cache_sample_the_same_tokens() {
     let prompts: Vec<_> =
         ["The number 7 is", "Once upon a time there was a"].map(|t| llm.tokenizer.encode(t).unwrap()).into();
     let stop = llm.tokenizer.stop_tokens();
-    for sampling in
-        [greedy(10), Sampling { temperature: 1., top_p: 1., top_k: None, max_new_tokens: 10, seed: 5 }]
-    {
+    for sampling in [
+        greedy(10),
+        Sampling { temperature: 1., top_p: 1., top_k: None, max_new_tokens: 10, seed: 5, fused: true },
+    ] {
         let (with, without) = both(&llm.model, &prompts, stop, &sampling);
         assert_eq!(with, without);
     }
@@ -143,7 +144,8 @@ fn cache_and_no_cache_sample_the_same_tokens_while_rows_come_to_their_ends() {
             (0..24).map(|row| (0..=row % 7).map(|i| 40 + 11 * i + row % 7).collect()).collect();
         let stop: Vec<i64> = (0..20).collect();
         for top_p in [1., 0.8] {
-            let sampling = Sampling { temperature: 1.2, top_p, top_k: None, max_new_tokens: 50, seed: 3 };
+            let sampling =
+                Sampling { temperature: 1.2, top_p, top_k: None, max_new_tokens: 50, seed: 3, fused: true };
             let (with, without) = both(&llm.model, &prompts, &stop, &sampling);
             assert_eq!(with, without, "{name}");
             let lengths: std::collections::BTreeSet<_> = with.tokens.iter().map(Vec::len).collect();
@@ -160,7 +162,8 @@ fn cache_and_no_cache_sample_the_same_tokens_while_rows_come_to_their_ends() {
 #[test]
 fn a_row_does_not_depend_on_the_other_rows() {
     let llm = load("fixtures/llm/tiny-llama");
-    let sampling = Sampling { temperature: 1., top_p: 0.9, top_k: None, max_new_tokens: 30, seed: 11 };
+    let sampling =
+        Sampling { temperature: 1., top_p: 0.9, top_k: None, max_new_tokens: 30, seed: 11, fused: true };
     let (a, b, c) = (vec![1, 2, 3], vec![4; 17], vec![5]);
     let one = run(&llm, &[a.clone(), b.clone(), a.clone()], &[7], &sampling);
     let other = run(&llm, &[a.clone(), c, a.clone(), b], &[7], &sampling);
@@ -520,7 +523,7 @@ fn refused(path: &Path, expected: &str) {
 }
 
 fn greedy(max_new_tokens: usize) -> Sampling {
-    Sampling { temperature: 0., top_p: 1., top_k: None, max_new_tokens, seed: 0 }
+    Sampling { temperature: 0., top_p: 1., top_k: None, max_new_tokens, seed: 0, fused: true }
 }
 
 fn run(llm: &Llm, prompts: &[Vec<i64>], stop: &[i64], sampling: &Sampling) -> Generation {

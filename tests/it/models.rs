@@ -193,7 +193,8 @@ fn adapters_and_merged_weights_give_the_same() {
         assert!(off < 1e-5, "{name}: {off:e}");
         assert_eq!(before, logits(&llm.model.base()), "{name}: the base is as it was");
 
-        let sampling = Sampling { temperature: 1., top_p: 1., top_k: None, max_new_tokens: 20, seed: 4 };
+        let sampling =
+            Sampling { temperature: 1., top_p: 1., top_k: None, max_new_tokens: 20, seed: 4, fused: true };
         let sampled = |model: &Model| {
             generate(model, &[vec![1, 2, 3], vec![4]], &[], 0, &sampling, &mut |_, _| ()).unwrap()
         };

@@ -18,8 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Shared arithmetic would be a shared bug: these two never name each other.
     ("reference", &["error", "axes", "options"]),
     ("torch", &["error", "axes", "options"]),
-    // Nor does a fast path name either: it is held to both.
-    ("fused", &["error", "axes", "options"]),
+    // A fast path is held to both, and names the mirror for the types that it gives alone.
+    ("fused", &["error", "axes", "options", "torch"]),
     // Only the table and its helpers see both.
     ("formula", &["error", "axes", "options", "value", "arguments", "reference", "torch", "fused"]),
     ("arguments", &["error", "value", "formula", "reference"]),
@@ -32,9 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["error", "file", "options", "value", "formula", "convention", "evaluate", "fixture", "spec"],
     ),
     ("hub", &["error"]),
-    ("llm", &["error", "file", "hub", "torch", "options"]),
-    // Fast paths of what torch computes.
-    ("fused", &["error", "axes", "options", "torch"]),
+    ("llm", &["error", "file", "hub", "torch", "fused", "options"]),
     ("train", &["error", "axes", "file", "hub", "torch", "fused", "options", "config", "llm", "problem"]),
     // What verl is to us: its data, its configuration, and judging it by both.
     (

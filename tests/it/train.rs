@@ -263,7 +263,8 @@ fn the_response_mask_keeps_the_stop_token_and_leaves_padding_out() {
 fn a_rollout_fits_together() {
     let llm = tiny(3, Kind::Float);
     let problems = builtin::problems(Level::Easy, 0).train;
-    let sampling = Sampling { temperature: 1.0, top_p: 1.0, top_k: None, max_new_tokens: 120, seed: 5 };
+    let sampling =
+        Sampling { temperature: 1.0, top_p: 1.0, top_k: None, max_new_tokens: 120, seed: 5, fused: true };
     let rollout = rollout::sample(&llm, &[&problems[0], &problems[1]], 8, &sampling).unwrap();
     assert_eq!(Vec::<i64>::try_from(&rollout.group).unwrap(), [[0; 8], [1; 8]].concat());
     assert!(rollout.stopped.contains(&true), "no response ended by itself; the test needs one");
@@ -286,7 +287,8 @@ fn tokens_are_drawn_with_what_training_computes_and_may_do_without_it() {
     let llm = tiny(3, Kind::Float);
     let problems = builtin::problems(Level::Easy, 0).train;
     // What the nucleus leaves out counts: the policy has no nucleus.
-    let sampling = Sampling { temperature: 0.7, top_p: 0.8, top_k: Some(50), max_new_tokens: 12, seed: 5 };
+    let sampling =
+        Sampling { temperature: 0.7, top_p: 0.8, top_k: Some(50), max_new_tokens: 12, seed: 5, fused: true };
     let rollout = rollout::sample(&llm, &[&problems[0], &problems[1]], 4, &sampling).unwrap();
     let drawn = rollout.logp();
     let off = |temperature: f64| {
@@ -755,7 +757,8 @@ fn a_run_that_diverges_says_so_and_leaves_a_usable_folder() {
 fn an_evaluation_that_was_cut_short_goes_on() {
     let llm = tiny(5, Kind::Float);
     let problems = builtin::problems(Level::Easy, 0).test;
-    let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: None, max_new_tokens: 3, seed: 0 };
+    let sampling =
+        Sampling { temperature: 0.0, top_p: 1.0, top_k: None, max_new_tokens: 3, seed: 0, fused: true };
     let examination = Examination { sampling, n: 1, batch: 4 };
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("answers.jsonl");
