@@ -94,14 +94,10 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Numbers on a device. The copy takes its turn on the stream, and nothing waits for it: from memory that is not pinned
-/// libtorch would wait for all that was launched before.
+/// Numbers on a device. The copy takes its turn on the stream: asked to wait for it, libtorch would wait for all that was
+/// launched before. The driver has taken the numbers when the call returns, since their memory is not pinned.
 fn uploaded(words: &[i64], device: Device) -> Tensor {
-    let words = Tensor::from_slice(words);
-    match device {
-        Device::Cpu => words,
-        _ => words.pin_memory(device).to_device_(device, Kind::Int64, true, false),
-    }
+    Tensor::from_slice(words).to_device_(device, Kind::Int64, true, false)
 }
 
 fn pointer<T>(argument: &T) -> *const c_void {
@@ -149,10 +145,10 @@ pub fn clip_grad_norm(at: &impl Launch, grads: &[&Tensor], options: &ClipGradNor
     // SAFETY: the kernels go over gradients alone; the first writes a number a piece, the second one number, and the
     // third to the gradients.
     unsafe {
-        table.launch(at, c"squares", &[pointer(&partial)])?;
+        table.launch(at, c"clip_squares", &[pointer(&partial)])?;
         let all = [pointer(&partial), pointer(&table.count), pointer(&whole)];
-        at.launch(&table.program, c"norm", 1, THREADS, &all)?;
-        table.launch(at, c"scale", &[pointer(&whole), pointer(&max_norm), pointer(&eps)])?;
+        at.launch(&table.program, c"clip_norm", 1, THREADS, &all)?;
+        table.launch(at, c"clip_scale", &[pointer(&whole), pointer(&max_norm), pointer(&eps)])?;
     }
     Ok(norm)
 }

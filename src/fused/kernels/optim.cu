@@ -60,7 +60,7 @@ __device__ double over_block(double mine) {
 }
 
 // The sum of the squared gradients of each piece.
-extern "C" __global__ void squares(const Parameter *table, const Piece *pieces, i64 size, double *of_pieces) {
+extern "C" __global__ void clip_squares(const Parameter *table, const Piece *pieces, i64 size, double *of_pieces) {
     Piece piece = pieces[blockIdx.x];
     Parameter own = table[piece.parameter];
     i64 end = end_of(piece, size, own);
@@ -74,7 +74,7 @@ extern "C" __global__ void squares(const Parameter *table, const Piece *pieces, 
 }
 
 // The root of the sum over all pieces, by one block.
-extern "C" __global__ void norm(const double *of_pieces, i64 count, double *norm) {
+extern "C" __global__ void clip_norm(const double *of_pieces, i64 count, double *norm) {
     double sum = 0;
     for (i64 at = threadIdx.x; at < count; at += blockDim.x) sum += of_pieces[at];
     sum = over_block(sum);
@@ -82,7 +82,7 @@ extern "C" __global__ void norm(const double *of_pieces, i64 count, double *norm
 }
 
 // Gradients whose norm is above `max_norm` times max_norm / (norm + eps), where they stand. NaN leaves them alone.
-extern "C" __global__ void scale(const Parameter *table, const Piece *pieces, i64 size, const double *norm,
+extern "C" __global__ void clip_scale(const Parameter *table, const Piece *pieces, i64 size, const double *norm,
                                  double max_norm, double eps) {
     double factor = max_norm / (*norm + eps);
     if (!(factor < 1)) return;
