@@ -85,7 +85,7 @@ impl Launch for Host {
         threads: u32,
         arguments: &[*const c_void],
     ) -> Result<()> {
-        assert!(threads % 32 == 0 && threads <= 1024 && blocks > 0);
+        assert!(threads.is_multiple_of(32) && threads <= 1024 && blocks > 0);
         // SAFETY: the function that `compiled` has put there; the arguments are as the caller promises.
         let code = unsafe {
             let launch = self.programs[&format!("{program:?}")].get::<LaunchOnHost>(b"launch\0").unwrap();
@@ -195,7 +195,7 @@ fn the_heads_kernels_give_what_the_cpu_gives() {
 fn the_heads_kernels_hold_large_logits() {
     let host = Host::the();
     let mut case = Case::of(21, [4, 6, 700], 1.0, true);
-    case.hidden = case.hidden * 40.0;
+    case.hidden *= 40.0;
     let expected = case.expected();
     let got = case.by_kernels(&host);
     // Logits of hundreds, whose own rounding is 3e-5.
@@ -293,9 +293,15 @@ fn tensors_that_do_not_fit_are_refused_before_a_launch() {
     }
     let long = Tensor::zeros([4], (Kind::Float, Device::Cpu));
     let short = long.narrow(0, 0, 3);
-    let whole = Parameter { param: &long, grad: &long, m: &long, v: &long, coarse: None };
+    let own = || long.copy();
+    let (param, grad, m, v) = (own(), own(), own(), own());
+    let whole = Parameter { param: &param, grad: &grad, m: &m, v: &v, coarse: None };
+    assert!(adamw(&*host, &[whole], 1.0, &AdamW::torch()).is_ok());
+    assert_eq!(adamw(&*host, &[whole, whole], 1.0, &AdamW::torch()).unwrap_err().code(), "unsupported");
     for wrong in [
         Parameter { m: &short, ..whole },
+        Parameter { v: &m, ..whole },
+        Parameter { grad: &param.narrow(0, 0, 4), ..whole },
         Parameter { coarse: Some(&long), ..whole },
         Parameter { grad: &long.to_kind(Kind::Half), ..whole },
     ] {

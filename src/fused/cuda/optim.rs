@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Launch, Program, Source, entries};
+use super::{Launch, Program, Source, entries, unsupported};
 use crate::Result;
 use crate::fused::optim::{Parameter, Plan};
 use crate::options::{AdamW, ClipGradNorm};
@@ -32,6 +32,7 @@ struct Table {
 impl Table {
     /// Of gradients alone, or of the parameters and means too.
     fn of(at: &impl Launch, kind: Kind, rows: &[Row]) -> Result<Self> {
+        apart(rows)?;
         let (mut words, mut pieces) = (Vec::new(), Vec::new());
         for (index, row) in rows.iter().enumerate() {
             let length = row.grad.numel() as i64;
@@ -92,6 +93,20 @@ impl<'a> Row<'a> {
     fn of_grad(grad: &'a Tensor) -> Self {
         Self { param: None, grad, m: None, v: None, coarse: None }
     }
+}
+
+/// That no two tensors of the rows share memory, which one launch would write to in no order.
+fn apart(rows: &[Row]) -> Result<()> {
+    let tensors = rows.iter().flat_map(|row| [row.param, Some(row.grad), row.m, row.v, row.coarse]);
+    let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+    let mut places: Vec<(usize, usize)> =
+        tensors.flatten().map(|tensor| (tensor.data_ptr() as usize, bytes(tensor))).collect();
+    places.retain(|&(_, bytes)| bytes > 0);
+    places.sort_unstable();
+    if places.windows(2).all(|pair| pair[1].0 - pair[0].0 >= pair[0].1) {
+        return Ok(());
+    }
+    Err(unsupported("two of the optimiser's tensors share memory"))
 }
 
 /// Numbers on a device. The copy takes its turn on the stream: asked to wait for it, libtorch would wait for all that was
