@@ -36,7 +36,7 @@ pub struct Chunk {
     largest: Tensor,
     /// The logarithm of the sum of the exponentials over that of the largest, `[n]`.
     log_sum: Tensor,
-    temperature: f32,
+    inverse_temperature: f32,
     scores: Scores,
 }
 
@@ -58,8 +58,7 @@ impl Chunk {
         let (rows, vocabulary) = (logits.size()[0], logits.size()[1]);
         let of_rows = || Tensor::empty([rows], (Kind::Float, logits.device()));
         let [logp, entropy, largest, log_sum] = [(); 4].map(|()| of_rows());
-        let temperature = head.temperature() as f32;
-        let inverse_temperature = 1.0 / temperature;
+        let inverse_temperature = (1.0 / head.temperature()) as f32;
         let addresses = [
             entries(at, &logits, Kind::Float, rows * vocabulary)?,
             entries(at, &targets, Kind::Int64, rows)?,
@@ -79,7 +78,7 @@ impl Chunk {
         unsafe { at.launch(&program(), c"head_scores", rows, THREADS, &arguments)? };
         let scores = Scores { logp, entropy };
         let hidden = hidden.shallow_clone();
-        Ok(Self { hidden, targets, logits, largest, log_sum, temperature, scores })
+        Ok(Self { hidden, targets, logits, largest, log_sum, inverse_temperature, scores })
     }
 
     /// What the tokens were given.
@@ -87,7 +86,7 @@ impl Chunk {
         &self.scores
     }
 
-    /// The same for good.
+    /// The same, where no gradient is wanted any more.
     pub fn into_scores(self) -> Scores {
         self.scores
     }
@@ -155,9 +154,8 @@ impl Chunk {
         let of_rows = [of_row(&self.largest)?, of_row(&self.log_sum)?, of_row(&self.scores.entropy)?];
         let of_logp = of_row(&by_logp)?;
         let of_entropy = by_entropy.as_ref().map_or(Ok(std::ptr::null_mut()), of_row)?;
-        let inverse_temperature = 1.0 / self.temperature;
         let mut arguments = vec![pointer(&of_logits), pointer(&vocabulary), pointer(&of_logits)];
-        arguments.extend([pointer(&out_stride), pointer(&vocabulary), pointer(&inverse_temperature)]);
+        arguments.extend([pointer(&out_stride), pointer(&vocabulary), pointer(&self.inverse_temperature)]);
         arguments.push(pointer(&of_targets));
         arguments.extend(of_rows.each_ref().map(pointer));
         arguments.extend([pointer(&of_logp), pointer(&of_entropy)]);
