@@ -85,7 +85,7 @@ impl<R: Real> Formula<R> {
             #[cfg(feature = "torch")]
             torch: Some(of_torch::clip_grad_norm),
             #[cfg(feature = "torch")]
-            fused: None,
+            fused: Some(of_fused::clip_grad_norm),
         },
         Self {
             id: "optim.lora",
@@ -272,6 +272,12 @@ mod of_fused {
             &args.options()?,
         )?;
         let outputs = vec![("param", after.param), ("m", after.m), ("v", after.v)];
+        Ok(FusedOutputs { outputs, gradients: Vec::new() })
+    }
+
+    pub(super) fn clip_grad_norm(args: &TorchArgs<'_>) -> Result<FusedOutputs> {
+        let clipped = fused::optim::clip_grad_norm(args.tensor("grad")?, &args.options()?)?;
+        let outputs = vec![("grad", clipped.grad), ("norm", clipped.norm)];
         Ok(FusedOutputs { outputs, gradients: Vec::new() })
     }
 }

@@ -6,12 +6,16 @@
 //! are asked for. So the largest tensor is not `[N, V]` but the buffer, and where a token's gradient depends on its own
 //! log-probability alone, three products are all: the same as a plain forward and backward pass.
 //!
+//! On a CUDA device what lies between the products is two kernels ([`cuda::head`]), unless the weight is in f64; elsewhere
+//! it is libtorch's own operations, some rows at a time.
+//!
 //! Letters in shapes: N tokens, n of them at a time, H hidden size, V vocabulary.
 
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::cuda::{self, Gpu};
 use crate::axes::Axes;
 use crate::options::Softmax;
 use crate::{Error, Result};
@@ -20,6 +24,11 @@ use crate::{Error, Result};
 const TOKENS: i64 = 256;
 /// Entries of the buffer at most: a wide vocabulary's chunks are shorter.
 const BUFFER: i64 = 1 << 25;
+/// Tokens at a time elsewhere than on the CPU, where small products leave most of a device idle. Neither this nor the next
+/// has been measured on a device.
+const TOKENS_ON_DEVICE: i64 = 1024;
+/// Entries of the buffer there: 1 GiB in single precision.
+const BUFFER_ON_DEVICE: i64 = 1 << 28;
 /// Entries of the scratch space on the CPU, where a few rows at a time stay in the cache.
 const SCRATCH: i64 = 1 << 20;
 /// Rows of a half-precision weight that are widened at a time.
@@ -29,7 +38,8 @@ const WIDENED: i64 = 8192;
 ///
 /// Everything is computed in single precision at least. A half-precision weight is widened some rows at a time rather
 /// than multiplied as it is: logits rounded to bf16 are off by 0.06 where they are near 20, which in trained models they
-/// are, and so would be the normaliser.
+/// are, and so would be the normaliser. On a CUDA device the product itself gives single precision. There the gradient by
+/// the logits, and it alone, is rounded to bf16 where the weight is in bf16; see [`cuda::head::Chunk`].
 #[derive(Debug)]
 pub struct Head<'a> {
     weight: &'a Tensor,
@@ -76,7 +86,11 @@ impl<'a> Head<'a> {
         if !weight.is_floating_point() {
             return Err(Error::input("weight", format!("is a tensor of {:?}, not of reals", weight.kind())));
         }
-        let tokens = (BUFFER / vocabulary.max(1)).clamp(1, TOKENS);
+        let (buffer, tokens) = match weight.device() {
+            Device::Cpu => (BUFFER, TOKENS),
+            _ => (BUFFER_ON_DEVICE, TOKENS_ON_DEVICE),
+        };
+        let tokens = (buffer / vocabulary.max(1)).clamp(1, tokens);
         Ok(Self { weight, temperature: options.temperature, tokens })
     }
 
@@ -96,14 +110,16 @@ impl<'a> Head<'a> {
     /// # Errors
     /// `rank` or `shape` if the shapes do not fit, `input` if the hidden states are not of the weight's kind, the
     /// targets not of 64-bit integers or one of them on another device, `index` for a target outside the vocabulary if
-    /// the tensors are on the CPU: on another device the caller answers for the range.
+    /// the tensors are on the CPU: on another device the caller answers for the range; `unsupported` on a CUDA device
+    /// without what its kernels need.
     pub fn scores(&self, hidden: &Tensor, targets: &Tensor) -> Result<Scores> {
         self.check(hidden, targets)?;
         no_grad(|| {
-            let space = Space::of(self, targets.size()[0]);
-            let chunks = self.chunks(targets);
-            let scores: Vec<_> =
-                chunks.map(|range| self.chunk(hidden, targets, &range, &space).scores).collect();
+            let space = Space::of(self, targets.size()[0])?;
+            let mut scores = Vec::new();
+            for range in self.chunks(targets) {
+                scores.push(self.chunk(hidden, targets, &range, &space)?.into_scores());
+            }
             Ok(self.joined(&scores))
         })
     }
@@ -130,16 +146,24 @@ impl<'a> Head<'a> {
             self.check_grad_weight(grad_weight)?;
         }
         no_grad(|| {
-            let space = Space::of(self, targets.size()[0]);
+            let space = Space::of(self, targets.size()[0])?;
             let grad_hidden = Tensor::zeros(hidden.size(), (self.kind(), hidden.device()));
             let mut scores = Vec::new();
             for range in self.chunks(targets) {
-                let chunk = self.chunk(hidden, targets, &range, &space);
-                let gradients = loss(range.clone(), &chunk.scores)?;
+                let chunk = self.chunk(hidden, targets, &range, &space)?;
+                let gradients = loss(range.clone(), chunk.scores())?;
                 let gradients = self.checked(gradients, range.end - range.start)?;
                 let grad_hidden = grad_hidden.narrow(0, range.start, range.end - range.start);
-                chunk.backward(self, &gradients, &grad_hidden, grad_weight.as_deref_mut(), &space.scratch);
-                scores.push(chunk.scores);
+                let grad_weight = grad_weight.as_deref_mut();
+                match &chunk {
+                    Chunk::ByKernels(chunk, gpu) => {
+                        chunk.backward(gpu, self, &gradients, &grad_hidden, grad_weight)?;
+                    }
+                    Chunk::Composed(chunk) => {
+                        chunk.backward(self, &gradients, &grad_hidden, grad_weight, &space.scratch);
+                    }
+                }
+                scores.push(chunk.into_scores());
             }
             Ok(Output { scores: self.joined(&scores), grad_hidden })
         })
@@ -248,30 +272,56 @@ impl Head<'_> {
     }
 
     /// The rows of the weight that are multiplied at a time: all, unless they are to be widened first.
-    fn blocks(&self) -> impl Iterator<Item = Range<i64>> + use<> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<i64>> + use<> {
         let vocabulary = self.weight.size()[0];
         let size = if self.weight.kind() == self.kind() { vocabulary } else { WIDENED };
         (0..vocabulary).step_by(size.max(1) as usize).map(move |first| first..(first + size).min(vocabulary))
     }
 
-    fn rows(&self, block: &Range<i64>) -> Tensor {
+    pub(super) fn rows(&self, block: &Range<i64>) -> Tensor {
         self.weight.narrow(0, block.start, block.end - block.start).to_kind(self.kind())
     }
 
+    pub(super) fn weight(&self) -> &Tensor {
+        self.weight
+    }
+
+    pub(super) fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    /// Where its kernels run, if it has any.
+    fn gpu(&self) -> Result<Option<Gpu>> {
+        let device = self.weight.device();
+        let has_kernels = device.is_cuda() && self.kind() == Kind::Float;
+        has_kernels.then(|| Gpu::of(device)).transpose()
+    }
+
     /// The forward pass of some tokens.
-    fn chunk(&self, hidden: &Tensor, targets: &Tensor, range: &Range<i64>, space: &Space) -> Chunk {
+    fn chunk(&self, hidden: &Tensor, targets: &Tensor, range: &Range<i64>, space: &Space) -> Result<Chunk> {
         let own = |tensor: &Tensor| tensor.narrow(0, range.start, range.end - range.start);
-        let states = own(hidden).to_kind(self.kind());
+        let (hidden, targets) = (own(hidden), own(targets));
+        let logits = own_rows(&space.buffer, range.end - range.start);
+        match space.gpu {
+            Some(gpu) => {
+                let chunk = cuda::head::Chunk::forward(&gpu, self, &hidden, &targets, logits)?;
+                Ok(Chunk::ByKernels(chunk, gpu))
+            }
+            None => Ok(Chunk::Composed(self.composed(&hidden, &targets, logits, &space.scratch))),
+        }
+    }
+
+    fn composed(&self, hidden: &Tensor, targets: &Tensor, logits: Tensor, scratch: &Tensor) -> Composed {
+        let states = hidden.to_kind(self.kind());
         // Dividing the states divides the logits, with H numbers to go through instead of V.
         let hidden = if self.temperature == 1.0 { states } else { states / self.temperature };
-        let targets = own(targets).unsqueeze(1);
-        let logits = own_rows(&space.buffer, range.end - range.start);
+        let targets = targets.unsqueeze(1);
         for block in self.blocks() {
             let rows = self.rows(&block);
             let _ = hidden.mm_out(&logits.narrow(1, block.start, block.end - block.start), &rows.tr());
         }
-        let scores = to_probabilities(&logits, &targets, &space.scratch);
-        Chunk { hidden, targets, probabilities: logits, scores }
+        let scores = to_probabilities(&logits, &targets, scratch);
+        Composed { hidden, targets, probabilities: logits, scores }
     }
 
     fn joined(&self, scores: &[Scores]) -> Scores {
@@ -287,21 +337,24 @@ impl Head<'_> {
 struct Space {
     /// `[n, V]`: logits, then probabilities, then the gradient by the logits.
     buffer: Tensor,
-    /// `[m, V]`, m rows at a time.
+    /// `[m, V]`, m rows at a time; none where there are kernels.
     scratch: Tensor,
+    gpu: Option<Gpu>,
 }
 
 impl Space {
-    fn of(head: &Head, tokens: i64) -> Self {
+    fn of(head: &Head, tokens: i64) -> Result<Self> {
+        let gpu = head.gpu()?;
         let (vocabulary, device) = (head.weight.size()[0], head.weight.device());
         let rows = tokens.min(head.tokens);
         // Elsewhere than on the CPU each step through the rows is a launch, and there is no such cache.
         let at_a_time = match device {
+            _ if gpu.is_some() => 0,
             Device::Cpu => (SCRATCH / vocabulary.max(1)).clamp(1, rows.max(1)),
             _ => rows.max(1),
         };
         let space = |rows: i64| Tensor::empty([rows, vocabulary], (head.kind(), device));
-        Self { buffer: space(rows), scratch: space(at_a_time) }
+        Ok(Self { buffer: space(rows), scratch: space(at_a_time), gpu })
     }
 }
 
@@ -341,7 +394,29 @@ fn lowest(kind: Kind) -> f64 {
 }
 
 /// Some tokens after their forward pass.
-struct Chunk {
+enum Chunk {
+    ByKernels(cuda::head::Chunk, Gpu),
+    Composed(Composed),
+}
+
+impl Chunk {
+    fn scores(&self) -> &Scores {
+        match self {
+            Self::ByKernels(chunk, _) => chunk.scores(),
+            Self::Composed(chunk) => &chunk.scores,
+        }
+    }
+
+    fn into_scores(self) -> Scores {
+        match self {
+            Self::ByKernels(chunk, _) => chunk.into_scores(),
+            Self::Composed(chunk) => chunk.scores,
+        }
+    }
+}
+
+/// The same by libtorch's operations.
+struct Composed {
     /// `[n, H]`, divided by the temperature.
     hidden: Tensor,
     /// `[n, 1]`.
@@ -351,7 +426,7 @@ struct Chunk {
     scores: Scores,
 }
 
-impl Chunk {
+impl Composed {
     /// Overwrites `grad_hidden` `[n, H]` and adds to `grad_weight` `[V, H]`.
     fn backward(
         &self,
@@ -415,7 +490,7 @@ impl Chunk {
 }
 
 /// The tokens whose scores the loss does not depend on, `[n, 1]` bool: nothing of theirs is computed with.
-fn idle(gradients: &ScoreGradients) -> Tensor {
+pub(super) fn idle(gradients: &ScoreGradients) -> Tensor {
     let of_logp = gradients.logp.eq(0.0);
     match &gradients.entropy {
         None => of_logp,

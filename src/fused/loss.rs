@@ -242,7 +242,7 @@ pub fn sweep(tokens: &Tokens<'_>, options: &LossOptions) -> Result<Swept> {
         _ => {
             // Of a flat list every token is a row.
             let weights = weights.detach().to_kind(Kind::Double).contiguous();
-            on_device(cuda::loss(&batch, &weights, 1, options)?)
+            on_device(cuda::loss::loss(&batch, &weights, 1, options)?)
         }
     };
     Ok(Swept {
@@ -266,7 +266,7 @@ pub fn weights(response_mask: &Tensor, options: &Aggregate) -> Result<Tensor> {
     let axes = Axes::default().bind("response_mask", &["B", "T"], &response_mask.size())?;
     of_kind_bool("response_mask", response_mask)?;
     if response_mask.device() != Device::Cpu {
-        return Ok(cuda::row_weights(response_mask, options));
+        return Ok(cuda::loss::row_weights(response_mask, options));
     }
     let mask = response_mask.contiguous();
     let weights = row_weights(entries(&mask)?, axes.length("B"), axes.length("T"), options);
@@ -410,7 +410,7 @@ pub(super) struct Batch {
 
 type Out = (Tensor, Option<Tensor>, TokenSums);
 
-fn on_device((grad_logp, grad_entropy, sums): cuda::Out) -> Out {
+fn on_device((grad_logp, grad_entropy, sums): cuda::loss::Out) -> Out {
     (grad_logp, grad_entropy, TokenSums(sums))
 }
 
@@ -422,8 +422,8 @@ impl Batch {
 
     /// The loss of the batch on CUDA; nothing waits for it.
     fn on_cuda(&self, options: &LossOptions) -> Result<Out> {
-        let weights = cuda::row_weights(&self.mask, &options.terms.aggregate);
-        Ok(on_device(cuda::loss(self, &weights, self.logp.size()[1], options)?))
+        let weights = cuda::loss::row_weights(&self.mask, &options.terms.aggregate);
+        Ok(on_device(cuda::loss::loss(self, &weights, self.logp.size()[1], options)?))
     }
 
     /// The loss of the batch on the CPU.

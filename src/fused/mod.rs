@@ -5,12 +5,13 @@
 //!
 //! * [`loss`]: a whole loss for given log-probabilities, in one pass over the tokens
 //! * [`head`]: from hidden states to log-probabilities and gradients, without ever holding the logits
-//! * [`optim`]: a step of AdamW in one pass over the parameters
+//! * [`optim`]: a step of AdamW in one pass over the parameters, and the clip of their gradients
 //! * [`linear`]: maps without a gradient, laid out for many products
 //! * [`objective`], [`metrics`] and [`logprob`]: their parts by the names that they have elsewhere
 //!
-//! On the CPU the losses are loops over the tensors' memory, on CUDA kernels that are compiled when they are first wanted
-//! ([`cuda`]). They share no arithmetic with the formulas that they are held against.
+//! On the CPU the losses and the optimiser are loops over the tensors' memory, on CUDA they and the head are kernels that
+//! are compiled when they are first wanted ([`cuda`]). They share no arithmetic with the formulas that they are held
+//! against.
 
 pub mod cuda;
 mod exp;

@@ -1,13 +1,14 @@
 //! A step of AdamW in one pass over the memory: each number is read once and written once, where libtorch's own
-//! operations go over it a dozen times. On the CPU only, in as many threads as libtorch has.
+//! operations go over it a dozen times. On the CPU in as many threads as libtorch has, on a CUDA device in one launch for
+//! all parameters of a model; there the gradients' norm and their clip are as few.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::loss::check_cpu;
+use super::cuda::{self, Gpu};
 use super::memory::{Element, Work, entries, entries_mut, vectorised};
 use super::sweep::Real;
 use crate::axes::Axes;
-use crate::options::AdamW;
+use crate::options::{AdamW, ClipGradNorm};
 use crate::{Error, Result};
 
 /// Tensors with fewer numbers than this are not worth a second thread.
@@ -28,7 +29,8 @@ pub struct Stepped {
 ///
 /// # Errors
 /// `shape` or `rank` if the shapes differ, `option` if one is outside its domain, `input` for a step that is no whole
-/// number above 0 or a mean of squares below 0; `unsupported` off the CPU.
+/// number above 0 or a mean of squares below 0, of the last two what stands on the CPU; `unsupported` on a device that is
+/// neither the CPU nor one of CUDA's.
 pub fn adamw(
     param: &Tensor,
     grad: &Tensor,
@@ -44,19 +46,109 @@ pub fn adamw(
         .bind_any("m", &m.size())?
         .bind_any("v", &v.size())?
         .bind("step", &[], &step.size())?;
-    check_cpu(param.device())?;
+    check_device(param.device())?;
     let number = step.double_value(&[]);
     if number.fract() != 0.0 || number < 1.0 {
         return Err(Error::input("step", format!("is {number}; it must be a whole number of at least 1")));
     }
-    if v.lt(0.0).any().int64_value(&[]) != 0 {
+    if v.device() == Device::Cpu && v.lt(0.0).any().int64_value(&[]) != 0 {
         return Err(Error::input("v", "has an entry below 0, and is a mean of squares"));
     }
     let all = [param, grad, m, v];
     let kind = if all.iter().any(|of| of.kind() == Kind::Double) { Kind::Double } else { Kind::Float };
     let [mut param, grad, mut m, mut v] = all.map(|of| of.detach().to_kind(kind).contiguous().copy());
-    adamw_(&mut param, &grad, &mut m, &mut v, number, options)?;
+    match param.device() {
+        Device::Cpu => adamw_(&mut param, &grad, &mut m, &mut v, number, options)?,
+        device => {
+            let whole = Parameter { param: &param, grad: &grad, m: &m, v: &v, coarse: None };
+            cuda::optim::adamw(&Gpu::of(device)?, &[whole], number, options)?;
+        }
+    }
     Ok(Stepped { param, m, v })
+}
+
+/// Whether there are fast paths of the optimiser on a device.
+fn check_device(device: Device) -> Result<()> {
+    match device {
+        Device::Cpu | Device::Cuda(_) => Ok(()),
+        other => Err(Error::Unsupported { what: format!("there is no fused optimiser on {other:?}") }),
+    }
+}
+
+/// What [`clip_grad_norm`] gives.
+#[derive(Debug)]
+pub struct Clipped {
+    /// The gradient, scaled down if it was too long.
+    pub grad: Tensor,
+    /// Its norm before that, without axes.
+    pub norm: Tensor,
+}
+
+/// The gradient with its Euclidean norm limited. See [`crate::torch::optim::clip_grad_norm`].
+///
+/// # Errors
+/// `option` if `max_norm` is not above 0 or eps is negative; `unsupported` as [`adamw`].
+pub fn clip_grad_norm(grad: &Tensor, options: &ClipGradNorm) -> Result<Clipped> {
+    options.check()?;
+    Axes::default().bind_any("grad", &grad.size())?;
+    check_device(grad.device())?;
+    let kind = if grad.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let mut grad = grad.detach().to_kind(kind).contiguous().copy();
+    let norm = match grad.device() {
+        Device::Cpu => {
+            let norm = match kind {
+                Kind::Double => clip::<f64>(&mut grad, options)?,
+                _ => clip::<f32>(&mut grad, options)?,
+            };
+            Tensor::from(norm)
+        }
+        device => cuda::optim::clip_grad_norm(&Gpu::of(device)?, &[&grad], options)?,
+    };
+    Ok(Clipped { grad, norm: norm.to_kind(kind) })
+}
+
+/// In place, on the CPU; gives the norm.
+fn clip<F: Real + Element>(grad: &mut Tensor, options: &ClipGradNorm) -> Result<f64> {
+    let grad = entries_mut::<F>(grad)?;
+    let norm = grad.iter().map(|&entry| entry.wide() * entry.wide()).sum::<f64>().sqrt();
+    let factor = options.max_norm / (norm + options.eps);
+    if factor < 1.0 {
+        grad.iter_mut().for_each(|entry| *entry = *entry * F::of(factor));
+    }
+    Ok(norm)
+}
+
+/// A parameter of a model with what a step needs besides: contiguous tensors of one size on one device.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter<'a> {
+    /// What is moved, f32 or f64.
+    pub param: &'a Tensor,
+    /// Its gradient, of the same kind or bf16.
+    pub grad: &'a Tensor,
+    /// The gradient's running mean, of the parameter's kind.
+    pub m: &'a Tensor,
+    /// The squared gradient's running mean, of the parameter's kind.
+    pub v: &'a Tensor,
+    /// The parameter once more, in bf16, to be kept up with it.
+    pub coarse: Option<&'a Tensor>,
+}
+
+/// One step of parameters of one kind on a CUDA device, in place and in one launch, for whoever has checked the options.
+/// No two tensors may share memory. No graph knows of it.
+///
+/// # Errors
+/// `unsupported` for tensors that are not as [`Parameter`] has them.
+pub fn adamw_on_device(device: Device, parameters: &[Parameter], step: f64, options: &AdamW) -> Result<()> {
+    cuda::optim::adamw(&Gpu::of(device)?, parameters, step, options)
+}
+
+/// Scales gradients on a CUDA device, in place, as one vector whose norm is limited; gives its norm before that, f64 on the
+/// device. Each is contiguous and of one kind, or bf16.
+///
+/// # Errors
+/// As [`adamw_on_device`].
+pub fn clip_on_device(device: Device, grads: &[&Tensor], options: &ClipGradNorm) -> Result<Tensor> {
+    cuda::optim::clip_grad_norm(&Gpu::of(device)?, grads, options)
 }
 
 /// The same in place, for whoever has checked the arguments: four contiguous tensors of one kind, f32 or f64, and as many
@@ -113,9 +205,10 @@ fn in_place<F: Real + Element + Send + Sync>(
     Ok(())
 }
 
-/// The options and the step as the pass needs them.
+/// The options and the step as the pass needs them; the order is that of `Plan` in `kernels/optim.cu`.
 #[derive(Debug, Clone, Copy)]
-struct Plan<F> {
+#[repr(C)]
+pub(super) struct Plan<F> {
     shrunk: F,
     lr: F,
     beta1: F,
@@ -128,7 +221,7 @@ struct Plan<F> {
 }
 
 impl<F: Real> Plan<F> {
-    fn of(step: f64, options: &AdamW) -> Self {
+    pub(super) fn of(step: f64, options: &AdamW) -> Self {
         let &AdamW { lr, beta1, beta2, eps, weight_decay } = options;
         // 1 - beta^step, of which a beta near 1 leaves few digits to anything but this.
         let correction = |beta: f64| F::of(-(step * beta.ln()).exp_m1());

@@ -158,7 +158,7 @@ impl Critic {
                     &advantages.loss_mask,
                     &mut metrics,
                 )?;
-                metrics.value_grad_norm += self.optimizer.clip_grad_norm(self.max_grad_norm);
+                metrics.value_grad_norm += self.optimizer.clip_grad_norm(self.max_grad_norm)?;
                 self.optimizer.step()?;
                 bar.inc(1);
             }

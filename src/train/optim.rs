@@ -7,7 +7,8 @@ use super::checkpoint::State;
 use crate::Result;
 use crate::config::{Optim, Scheduler};
 use crate::fused;
-use crate::options::{AdamW, Schedule, ScheduleKind};
+use crate::fused::optim::Parameter;
+use crate::options::{AdamW, ClipGradNorm, Schedule, ScheduleKind};
 use crate::torch::optim;
 
 /// AdamW as a section of the configuration has it.
@@ -82,6 +83,15 @@ impl Slot {
         let zeros = || master.as_ref().unwrap_or(&param).zeros_like();
         Self { m: zeros(), v: zeros(), master, param }
     }
+
+    /// The gradient as a launch for all parameters of a device takes it; `None` if there is none or the parameter does
+    /// not go with the others.
+    fn grad_on(&self, device: Device) -> Option<Tensor> {
+        let grad = self.param.grad();
+        let is_known = matches!(self.param.kind(), Kind::Float | Kind::BFloat16);
+        let is_there = self.param.device() == device && self.param.is_contiguous();
+        (grad.defined() && is_known && is_there).then(|| grad.contiguous())
+    }
 }
 
 fn is_half(tensor: &Tensor) -> bool {
@@ -90,7 +100,8 @@ fn is_half(tensor: &Tensor) -> bool {
 
 impl Optimizer {
     /// An optimiser of `parameters`, which are shallow clones of the model's leaves. Those in bf16 or f16 are kept in
-    /// f32 besides. `fused` steps go over the memory once, on the CPU.
+    /// f32 besides. `fused` steps go over the memory once: on the CPU parameter by parameter, on a CUDA device in one
+    /// launch for all.
     pub fn new(parameters: impl IntoIterator<Item = Tensor>, options: AdamW, fused: bool) -> Self {
         Self { options, fused, slots: parameters.into_iter().map(Slot::new).collect(), steps: 0 }
     }
@@ -133,8 +144,23 @@ impl Optimizer {
     }
 
     /// Scales all gradients so that their global norm is at most `max_norm`; returns the norm before that.
-    pub fn clip_grad_norm(&self, max_norm: f64) -> f64 {
-        clip_grad_norm(self.slots.iter().map(|slot| &slot.param), max_norm)
+    ///
+    /// # Errors
+    /// `unsupported` if a fused clip cannot run on the device.
+    pub fn clip_grad_norm(&self, max_norm: f64) -> Result<f64> {
+        let parameters = || self.slots.iter().map(|slot| &slot.param);
+        let grads: Vec<Tensor> = parameters().map(Tensor::grad).filter(Tensor::defined).collect();
+        let Some(device) = grads.first().map(Tensor::device) else { return Ok(0.0) };
+        let has_kernels = |grad: &Tensor| {
+            let is_known = matches!(grad.kind(), Kind::Float | Kind::BFloat16);
+            is_known && grad.device() == device && grad.is_contiguous()
+        };
+        if self.fused && device.is_cuda() && grads.iter().all(has_kernels) {
+            let grads: Vec<&Tensor> = grads.iter().collect();
+            let norm = fused::optim::clip_on_device(device, &grads, &ClipGradNorm::torch(max_norm))?;
+            return Ok(norm.double_value(&[]));
+        }
+        Ok(clip_grad_norm(parameters(), max_norm))
     }
 
     /// One step; parameters without a gradient stay as they are. The arithmetic is that of
@@ -142,11 +168,15 @@ impl Optimizer {
     /// six times as long.
     ///
     /// # Errors
-    /// `input` if parameters share memory.
+    /// `unsupported` if parameters share memory, or if a fused step cannot run on the device.
     pub fn step(&mut self) -> Result<()> {
         self.steps += 1;
         let _no_grad = no_grad_guard();
-        for Slot { param, master, m, v } in &mut self.slots {
+        let together = self.step_together()?;
+        for (Slot { param, master, m, v }, is_done) in self.slots.iter_mut().zip(together) {
+            if is_done {
+                continue;
+            }
             let grad = param.grad();
             if !grad.defined() {
                 continue;
@@ -163,6 +193,33 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+
+    /// Fused, on a CUDA device: the step of all parameters in f32 and bf16 there, in one launch. Says of each slot whether
+    /// it is done.
+    fn step_together(&self) -> Result<Vec<bool>> {
+        let none = vec![false; self.slots.len()];
+        let Some(device) = self.slots.first().map(|slot| slot.param.device()) else { return Ok(none) };
+        if !self.fused || !device.is_cuda() {
+            return Ok(none);
+        }
+        let grads: Vec<Option<Tensor>> = self.slots.iter().map(|slot| slot.grad_on(device)).collect();
+        let pairs = self.slots.iter().zip(&grads);
+        let parameters: Vec<Parameter> = pairs
+            .filter_map(|(slot, grad)| {
+                let Slot { param, master, m, v } = slot;
+                let coarse = master.as_ref().map(|_| param);
+                Some(Parameter {
+                    param: master.as_ref().unwrap_or(param),
+                    grad: grad.as_ref()?,
+                    m,
+                    v,
+                    coarse,
+                })
+            })
+            .collect();
+        fused::optim::adamw_on_device(device, &parameters, f64::from(self.steps), &self.options)?;
+        Ok(grads.iter().map(Option::is_some).collect())
     }
 }
 

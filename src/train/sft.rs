@@ -155,7 +155,7 @@ pub fn train(
         optimizer.zero_grad();
         let loss =
             accumulate_gradients(llm, batch, options.micro_batch_size_per_gpu, gradient_checkpointing)?;
-        let norm = optimizer.clip_grad_norm(max_grad_norm);
+        let norm = optimizer.clip_grad_norm(max_grad_norm)?;
         if !norm.is_finite() {
             return Err(diverged(norm));
         }

@@ -185,7 +185,7 @@ pub fn update(
             trained += count(&rollout.attention_mask.index_select(0, rows));
             bar.inc(1);
         }
-        let norm = optimizer.clip_grad_norm(options.max_grad_norm);
+        let norm = optimizer.clip_grad_norm(options.max_grad_norm)?;
         if !norm.is_finite() {
             return Err(diverged(norm));
         }

@@ -1,12 +1,14 @@
-//! The kernels without a GPU: every variant is compiled to machine code, and the same source, compiled for the CPU, is
-//! held to the pass that the oracle holds to the reference. That they run on a device is held where there is one.
+//! The kernels without a GPU: every program is compiled to machine code, and the loss's source, compiled for the CPU, is
+//! held to the pass that the oracle holds to the reference. That they run on a device is held where there is one. The
+//! kernels of the head and of the optimiser are in `fused_kernels`.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use grpo_oracle::fused::cuda::{self, Variant};
+use grpo_oracle::fused::cuda::loss::{Variant, plan, row_weights};
+use grpo_oracle::fused::cuda::{self, Program};
 use grpo_oracle::fused::loss::{loss, weights};
 use grpo_oracle::options::{ActorLoss, Aggregate, LossAggMode, LossOptions, Objective};
 use grpo_oracle::train::loss::LossInputs;
@@ -15,27 +17,30 @@ use tch::{Device, Kind, Tensor};
 use crate::fused::{Batch, Stream, agree, fused, objectives, terms, values};
 
 #[test]
-fn every_variant_becomes_machine_code_for_hopper() {
+fn every_program_becomes_machine_code_for_ampere_and_hopper() {
     if let Err(problem) = cuda::check_compiler() {
         println!("not compiled: {problem}");
         return;
     }
-    let all = Variant::all();
-    assert_eq!(all.len(), 60);
-    let half = |variants: &[Variant]| {
-        for variant in variants {
-            let code = variant.compile("sm_90").unwrap();
-            assert_eq!(&code[..4], b"\x7fELF", "{variant:?}");
+    assert_eq!(Variant::all().len(), 60);
+    let all = Program::all();
+    let half = |programs: &[Program]| {
+        for program in programs {
+            let code = program.compile("sm_90").unwrap();
+            assert_eq!(&code[..4], b"\x7fELF", "{program:?}");
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| half(&all[..30]));
-        half(&all[30..]);
+        scope.spawn(|| half(&all[..32]));
+        half(&all[32..]);
     });
-    assert_eq!(&cuda::compile_head("sm_90").unwrap()[..4], b"\x7fELF");
+    // The loss's variants are one source; the last of them stands for all.
+    for program in &all[59..] {
+        assert_eq!(&program.compile("sm_80").unwrap()[..4], b"\x7fELF", "{program:?}");
+    }
     let problem = all[0].compile("sm_1").unwrap_err();
     assert_eq!(problem.code(), "unsupported");
-    println!("{} variants compiled", all.len());
+    println!("{} programs compiled", all.len());
 }
 
 /// What the kernel makes of a batch when the CPU runs it.
@@ -52,7 +57,7 @@ fn answers(jobs: &[Vec<u8>], counts: &[usize]) -> Vec<Answer> {
     let mut source = format!("#include {host:?}\n");
     let mut cases = String::new();
     for (index, variant) in Variant::all().iter().enumerate() {
-        let definitions = variant.definitions();
+        let definitions = variant.program().definitions;
         let names: Vec<(&str, &str)> =
             definitions.iter().map(|definition| definition[2..].split_once('=').unwrap()).collect();
         names.iter().for_each(|(name, value)| writeln!(source, "#define {name} {value}").unwrap());
@@ -112,7 +117,7 @@ fn job(inputs: &LossInputs, options: &LossOptions, kind: Kind) -> Vec<u8> {
     let header = [variant as i64, logp.numel() as i64, logp.size()[1], 1, 1, has_entropy];
     let mut bytes: Vec<u8> = header.iter().flat_map(|number| number.to_le_bytes()).collect();
     let columns = [
-        cuda::plan(options),
+        plan(options),
         values(logp),
         values(logp_old),
         values(logp_ref.as_ref().unwrap()),
@@ -179,7 +184,7 @@ fn the_weights_are_the_same_wherever_they_are_computed() {
         let aggregate = Aggregate { dp_size: 2.0, ..Aggregate::local(mode) };
         let mask = Batch::drawn(&mut Stream(5), [4, 6], Kind::Float).inputs.mask;
         let on_host = values(&weights(&mask, &aggregate).unwrap());
-        agree("weights", 0.0, Kind::Double, &values(&cuda::row_weights(&mask, &aggregate)), &on_host);
+        agree("weights", 0.0, Kind::Double, &values(&row_weights(&mask, &aggregate)), &on_host);
     }
 }
 
@@ -188,7 +193,7 @@ fn the_weights_are_the_same_wherever_they_are_computed() {
 fn what_is_missing_is_said() {
     if let Err(problem) = cuda::check() {
         assert_eq!(problem.code(), "unsupported");
-        assert!(problem.to_string().starts_with("the fused loss cannot run on CUDA: "), "{problem}");
+        assert!(problem.to_string().starts_with("the fast paths cannot run on CUDA: "), "{problem}");
     }
 }
 

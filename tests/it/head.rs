@@ -32,7 +32,7 @@ struct Case {
 }
 
 /// Numbers of mean 0 that are the same everywhere: libtorch's generator is shared by tests that run at the same time.
-fn noise(seed: u64, size: &[i64], scale: f64, kind: Kind) -> Tensor {
+pub(crate) fn noise(seed: u64, size: &[i64], scale: f64, kind: Kind) -> Tensor {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1);
     let values: Vec<f32> = (0..size.iter().product::<i64>())
         .map(|_| {

@@ -21,6 +21,8 @@ mod fixtures;
 mod fused;
 #[cfg(feature = "torch")]
 mod fused_cuda;
+#[cfg(feature = "torch")]
+mod fused_kernels;
 mod fuzz;
 #[cfg(feature = "torch")]
 mod head;

@@ -18,8 +18,13 @@ pub(crate) enum Backend {
     Torch(tch::Device, Dtype),
     /// The fast paths, where there are any; real inputs are of this format.
     #[cfg(feature = "torch")]
-    Fused(Dtype),
+    Fused(tch::Device, Dtype),
 }
+
+/// The formulas whose fast path runs on CUDA devices too.
+#[cfg(feature = "torch")]
+const FUSED_ON_CUDA: [&str; 5] =
+    ["objective.actor_loss", "logprob.token", "logprob.entropy", "optim.adamw", "optim.clip_grad_norm"];
 
 /// An answer: name (`grad:` before an input's), values, and the format that they come in.
 pub(crate) type Answer = Vec<(String, Vec<f64>, Dtype)>;
@@ -32,9 +37,12 @@ impl Backend {
         #[cfg(feature = "torch")]
         {
             let cuda = (0..tch::Cuda::device_count() as usize).map(tch::Device::Cuda);
-            let devices = std::iter::once(tch::Device::Cpu).chain(cuda);
-            backends.extend(devices.flat_map(|device| Dtype::ALL.map(|dtype| Self::Torch(device, dtype))));
-            backends.extend([Dtype::F64, Dtype::F32].map(Self::Fused));
+            let devices: Vec<tch::Device> = std::iter::once(tch::Device::Cpu).chain(cuda).collect();
+            let on = |device: &tch::Device| Dtype::ALL.map(|dtype| Self::Torch(*device, dtype));
+            backends.extend(devices.iter().flat_map(on));
+            let fused =
+                |device: &tch::Device| [Dtype::F64, Dtype::F32].map(|dtype| Self::Fused(*device, dtype));
+            backends.extend(devices.iter().flat_map(fused));
         }
         backends
     }
@@ -47,7 +55,9 @@ impl Backend {
             #[cfg(feature = "torch")]
             Self::Torch(_, dtype) => format!("cpu-{}", dtype.name()),
             #[cfg(feature = "torch")]
-            Self::Fused(dtype) => format!("fused-cpu-{}", dtype.name()),
+            Self::Fused(tch::Device::Cuda(index), dtype) => format!("fused-cuda{index}-{}", dtype.name()),
+            #[cfg(feature = "torch")]
+            Self::Fused(_, dtype) => format!("fused-cpu-{}", dtype.name()),
         }
     }
 
@@ -55,9 +65,7 @@ impl Backend {
         match self {
             Self::Reference => false,
             #[cfg(feature = "torch")]
-            Self::Torch(device, _) => device.is_cuda(),
-            #[cfg(feature = "torch")]
-            Self::Fused(_) => false,
+            Self::Torch(device, _) | Self::Fused(device, _) => device.is_cuda(),
         }
     }
 
@@ -66,7 +74,7 @@ impl Backend {
         match self {
             Self::Reference => false,
             #[cfg(feature = "torch")]
-            Self::Torch(_, dtype) | Self::Fused(dtype) => *dtype != Dtype::Bf16,
+            Self::Torch(_, dtype) | Self::Fused(_, dtype) => *dtype != Dtype::Bf16,
         }
     }
 
@@ -75,7 +83,7 @@ impl Backend {
         match self {
             Self::Reference => Dtype::F32,
             #[cfg(feature = "torch")]
-            Self::Torch(_, dtype) | Self::Fused(dtype) => *dtype,
+            Self::Torch(_, dtype) | Self::Fused(_, dtype) => *dtype,
         }
     }
 
@@ -87,7 +95,9 @@ impl Backend {
             #[cfg(feature = "torch")]
             Self::Torch(..) => formula.torch.is_some(),
             #[cfg(feature = "torch")]
-            Self::Fused(_) => formula.fused.is_some(),
+            Self::Fused(device, _) => {
+                formula.fused.is_some() && (!device.is_cuda() || FUSED_ON_CUDA.contains(&formula.id))
+            }
         }
     }
 
@@ -116,7 +126,7 @@ impl Backend {
             #[cfg(feature = "torch")]
             Self::Torch(device, dtype) => arrays(evaluate_torch(id, question, *device, dtype.kind())?),
             #[cfg(feature = "torch")]
-            Self::Fused(dtype) => arrays(evaluate_fused(id, question, tch::Device::Cpu, dtype.kind())?),
+            Self::Fused(device, dtype) => arrays(evaluate_fused(id, question, *device, dtype.kind())?),
         }
     }
 }

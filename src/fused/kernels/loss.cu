@@ -30,7 +30,7 @@
 
 typedef REAL real;
 
-// The options, in the order of `plan` in src/fused/cuda.rs. An absent limit is an infinite one.
+// The options, in the order of `Plan` in src/fused/cuda/loss.rs. An absent limit is an infinite one.
 struct Plan {
     double limit, low, high, c;                     // the objective's own ratio: limit of its logarithm, bounds, dual clip
     double told_limit, told_low, told_high, told_c; // of the ratio that the figures are told of
