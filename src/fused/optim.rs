@@ -29,8 +29,7 @@ pub struct Stepped {
 ///
 /// # Errors
 /// `shape` or `rank` if the shapes differ, `option` if one is outside its domain, `input` for a step that is no whole
-/// number above 0 or a mean of squares below 0, of the last two what stands on the CPU; `unsupported` on a device that is
-/// neither the CPU nor one of CUDA's.
+/// number above 0 or a mean of squares below 0; `unsupported` on a device that is neither the CPU nor one of CUDA's.
 pub fn adamw(
     param: &Tensor,
     grad: &Tensor,
@@ -51,7 +50,7 @@ pub fn adamw(
     if number.fract() != 0.0 || number < 1.0 {
         return Err(Error::input("step", format!("is {number}; it must be a whole number of at least 1")));
     }
-    if v.device() == Device::Cpu && v.lt(0.0).any().int64_value(&[]) != 0 {
+    if v.lt(0.0).any().int64_value(&[]) != 0 {
         return Err(Error::input("v", "has an entry below 0, and is a mean of squares"));
     }
     let all = [param, grad, m, v];
