@@ -17,6 +17,35 @@ fn main() {
     // Nothing refers to libtorch_cuda by name; without this the linker drops it and CUDA is silently absent.
     println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
     println!("cargo::rustc-link-arg=-ltorch");
+    #[cfg(feature = "torch")]
+    compile_graphs(Path::new(&lib));
+}
+
+/// Compiles the C++ behind `src/llm/graph.rs`, against CUDA if libtorch has it and its headers are there.
+#[cfg(feature = "torch")]
+fn compile_graphs(lib: &Path) {
+    const SOURCE: &str = "src/llm/graph.cpp";
+    println!("cargo::rerun-if-changed={SOURCE}");
+    let beside = |path: &str| lib.join(path);
+    // Beside PyTorch's wheel lie most of CUDA's headers; the compiler's own few are in Triton's folder.
+    let cuda = [beside("../../nvidia/cu13/include"), "/usr/local/cuda/include".into()];
+    let compiler = [beside("../../triton/backends/nvidia/include"), "/usr/local/cuda/include".into()];
+    let with =
+        |folders: [PathBuf; 2], header: &str| folders.into_iter().find(|folder| folder.join(header).exists());
+    let headers = with(cuda, "cuda_runtime_api.h").zip(with(compiler, "crt/host_config.h"));
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").warnings(false).file(SOURCE);
+    match headers.filter(|_| beside("libtorch_cuda.so").exists()) {
+        Some((cuda, compiler)) => {
+            build.define("WITH_CUDA", "1").include(beside("../include")).include(cuda);
+            build.flag("-idirafter").flag(compiler).compile("grpo_graph");
+            println!("cargo::rustc-link-search=native={}", lib.display());
+            for library in ["torch_cuda", "c10_cuda"] {
+                println!("cargo::rustc-link-lib={library}");
+            }
+        }
+        None => build.define("WITH_CUDA", "0").compile("grpo_graph"),
+    }
 }
 
 /// Writes `fixtures.rs`: a list of the files' paths under `fixtures/v1` and their texts.

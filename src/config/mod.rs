@@ -104,8 +104,8 @@ pub struct ModelSource {
     pub path: String,
     /// Layer inputs are kept and the rest is computed again for the gradient: less memory, more time.
     pub enable_gradient_checkpointing: bool,
-    /// Log-probabilities and losses without ever holding the logits: less time and memory, the same within rounding. Left
-    /// open, they are used on the CPU alone.
+    /// Rollouts, log-probabilities, losses and optimiser by the fast paths: less time and memory, the same within rounding.
+    /// Left open, they are used on the CPU alone.
     pub use_fused_kernels: Option<bool>,
     /// Rank of the LoRA adapters; 0 trains the weights themselves.
     pub lora_rank: usize,

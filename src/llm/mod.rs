@@ -4,11 +4,14 @@
 
 pub mod checkpoint;
 pub mod config;
+mod decode;
 pub mod generate;
 pub mod gguf;
+mod graph;
 pub mod lora;
 pub mod model;
 mod random;
+mod sample;
 mod save;
 pub mod tokenizer;
 mod weights;

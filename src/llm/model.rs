@@ -198,7 +198,7 @@ impl Model {
     /// `[B, S]` (i64), and which tokens it sees, `visible` `[B, S, S]` (bool, a row for each token that looks;
     /// every token must see itself). Several responses can so stand behind one prompt.
     pub fn hidden_at(&self, tokens: &Tensor, positions: &Tensor, visible: &Tensor) -> Tensor {
-        self.layers_of(tokens, positions, &bias(&visible.unsqueeze(1), self.kind()), None)
+        self.layers_of(tokens, positions, &bias(&visible.unsqueeze(1), self.kind()), |_, k, v| (k, v))
     }
 
     /// The logits `[.., V]` of hidden states `[.., H]`.
@@ -219,41 +219,44 @@ impl Model {
         self.forward(tokens, attention_mask, Some(cache))
     }
 
-    /// The hidden states `[B, 1, H]` of one more token a sequence. `bias` `[B, 1, 1, T]` covers the tokens in
-    /// the cache and the new one, `positions` `[B, 1]` are the new tokens'.
+    /// The hidden states `[B, 1, H]` of one more token a sequence, whose keys and values go into a slot of the cache, `[1]`
+    /// (i64). `bias` `[B, 1, 1, T]` covers the first T slots, `positions` `[B, 1]` are the tokens'. The host's count of what is
+    /// filled stays as it is.
     pub(super) fn decode(
         &self,
         tokens: &Tensor,
         positions: &Tensor,
         bias: &Tensor,
-        cache: &mut Cache,
+        cache: &Cache,
+        slot: &Tensor,
     ) -> Tensor {
-        self.layers_of(tokens, positions, bias, Some(cache))
+        let visible = bias.size()[3];
+        self.layers_of(tokens, positions, bias, |layer, k, v| cache.put(layer, &k, &v, slot, visible))
     }
 
     fn forward(&self, tokens: &Tensor, attention_mask: &Tensor, cache: Option<&mut Cache>) -> Tensor {
         let tokens = masked_tokens(tokens, attention_mask);
-        let bias = causal_bias(attention_mask, self.kind());
-        self.layers_of(&tokens, &positions(attention_mask), &bias, cache)
+        let (positions, bias) = (positions(attention_mask), causal_bias(attention_mask, self.kind()));
+        let Some(cache) = cache else {
+            return self.layers_of(&tokens, &positions, &bias, |_, k, v| (k, v));
+        };
+        let hidden = self.layers_of(&tokens, &positions, &bias, |layer, k, v| cache.append(layer, &k, &v));
+        cache.length += tokens.size()[1];
+        hidden
     }
 
+    /// `extend` gets a layer's new keys and values and gives back all that are attended to.
     fn layers_of(
         &self,
         tokens: &Tensor,
         positions: &Tensor,
         bias: &Tensor,
-        mut cache: Option<&mut Cache>,
+        extend: impl Fn(usize, Tensor, Tensor) -> (Tensor, Tensor),
     ) -> Tensor {
         let rotation = Rotation::new(positions, &self.frequencies);
         let mut x = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&self.config, &x, &rotation, bias, |k, v| match &mut cache {
-                Some(cache) => cache.append(index, &k, &v),
-                None => (k, v),
-            });
-        }
-        if let Some(cache) = cache {
-            cache.length += tokens.size()[1];
+            x = layer.forward(&self.config, &x, &rotation, bias, |k, v| extend(index, k, v));
         }
         self.last_norm(&x)
     }
@@ -625,7 +628,18 @@ impl Cache {
         out
     }
 
-    /// A cache of these rows (`[R]`, i64), any of them several times.
+    /// How many slots are filled.
+    pub(super) fn length(&self) -> i64 {
+        self.length
+    }
+
+    /// Says so, when [`Model::decode`] has filled one.
+    pub(super) fn set_length(&mut self, length: i64) {
+        self.length = length;
+    }
+
+    /// A cache of these rows (`[R]`, i64), any of them several times. What is not filled is 0: attention may go over it,
+    /// and weighs it by 0.
     pub(super) fn select(self, rows: &Tensor, capacity: i64) -> Self {
         let length = self.length;
         let copy = |old: Tensor| {
@@ -633,9 +647,17 @@ impl Cache {
             (size[0], size[2]) = (rows.size()[0], capacity);
             let new = Tensor::empty(size, (old.kind(), old.device()));
             new.narrow(2, 0, length).copy_(&old.narrow(2, 0, length).index_select(0, rows));
+            let _ = new.narrow(2, length, capacity - length).zero_();
             new
         };
         Self { layers: self.layers.into_iter().map(|(k, v)| (copy(k), copy(v))).collect(), length }
+    }
+
+    /// Keeps these rows (`[R]`, i64).
+    pub(super) fn keep(&mut self, rows: &Tensor) {
+        let own = std::mem::replace(self, Self { layers: Vec::new(), length: 0 });
+        let capacity = own.layers.first().map_or(0, |(k, _)| k.size()[2]);
+        *self = own.select(rows, capacity);
     }
 
     /// Writes into the layer's tensors from `length` on, and gives what is filled then.
@@ -645,5 +667,13 @@ impl Cache {
         keys.narrow(2, self.length, new).copy_(k);
         values.narrow(2, self.length, new).copy_(v);
         (keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new))
+    }
+
+    /// Writes one slot (`[1]`, i64) of the layer's tensors, and gives the first `visible`.
+    fn put(&self, layer: usize, k: &Tensor, v: &Tensor, slot: &Tensor, visible: i64) -> (Tensor, Tensor) {
+        let (keys, values) = &self.layers[layer];
+        let _ = keys.shallow_clone().index_copy_(2, slot, k);
+        let _ = values.shallow_clone().index_copy_(2, slot, v);
+        (keys.narrow(2, 0, visible), values.narrow(2, 0, visible))
     }
 }
