@@ -381,7 +381,11 @@ impl Given<'_> {
 
         let is_double = numbers.iter().filter_map(|(_, tensor)| *tensor).any(|of| of.kind() == Kind::Double);
         let kind = if is_double { Kind::Double } else { Kind::Float };
-        let plain = |tensor: &Tensor| tensor.detach().to_kind(kind).contiguous();
+        // Their memory alone is read, so that a graph behind them is no matter.
+        let plain = |tensor: &Tensor| match tensor.kind() == kind && tensor.is_contiguous() {
+            true => tensor.shallow_clone(),
+            false => tensor.detach().to_kind(kind).contiguous(),
+        };
         let every = || Tensor::ones(logp.size(), (Kind::Bool, logp.device()));
         Ok(Batch {
             logp: plain(logp),
@@ -395,7 +399,7 @@ impl Given<'_> {
     }
 }
 
-/// The tensors of a batch, checked, of one kind, contiguous and detached.
+/// The tensors of a batch, checked, of one kind and contiguous.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) logp: Tensor,
