@@ -173,7 +173,7 @@ impl<'a> Batch<'a> {
 
     /// A step: feeds the last token, draws the next.
     fn advance(&mut self) -> Result<()> {
-        let filled = self.cache.length() + 1;
+        let filled = self.cache.length + 1;
         let visible = up_to(filled, self.pace.slots);
         let step = || {
             self.state.feed(self.model, &self.cache, visible);
@@ -192,7 +192,7 @@ impl<'a> Batch<'a> {
                 self.recording = Some(Recording::Warm(visible));
             }
         }
-        self.cache.set_length(filled);
+        self.cache.length = filled;
         Ok(())
     }
 }

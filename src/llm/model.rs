@@ -604,7 +604,8 @@ pub(super) fn bias(seen: &Tensor, kind: Kind) -> Tensor {
 /// The keys and values of all layers, each `[B, groups, capacity, D]`, of which the first `length` are filled.
 pub(super) struct Cache {
     layers: Vec<(Tensor, Tensor)>,
-    length: i64,
+    /// Whoever calls [`Model::decode`] counts on.
+    pub(super) length: i64,
 }
 
 impl Cache {
@@ -626,16 +627,6 @@ impl Cache {
         let out = with(&mut rows);
         self.length = rows.length;
         out
-    }
-
-    /// How many slots are filled.
-    pub(super) fn length(&self) -> i64 {
-        self.length
-    }
-
-    /// Says so, when [`Model::decode`] has filled one.
-    pub(super) fn set_length(&mut self, length: i64) {
-        self.length = length;
     }
 
     /// A cache of these rows (`[R]`, i64), any of them several times. What is not filled is 0: attention may go over it,

@@ -88,10 +88,14 @@ impl Slot {
     /// not go with the others.
     fn grad_on(&self, device: Device) -> Option<Tensor> {
         let grad = self.param.grad();
-        let is_known = matches!(self.param.kind(), Kind::Float | Kind::BFloat16);
-        let is_there = self.param.device() == device && self.param.is_contiguous();
-        (grad.defined() && is_known && is_there).then(|| grad.contiguous())
+        (grad.defined() && has_kernels(&self.param, device)).then(|| grad.contiguous())
     }
+}
+
+/// Whether a tensor is as the kernels of a device take parameters and gradients.
+fn has_kernels(tensor: &Tensor, device: Device) -> bool {
+    let is_known = matches!(tensor.kind(), Kind::Float | Kind::BFloat16);
+    is_known && tensor.device() == device && tensor.is_contiguous()
 }
 
 fn is_half(tensor: &Tensor) -> bool {
@@ -151,11 +155,7 @@ impl Optimizer {
         let parameters = || self.slots.iter().map(|slot| &slot.param);
         let grads: Vec<Tensor> = parameters().map(Tensor::grad).filter(Tensor::defined).collect();
         let Some(device) = grads.first().map(Tensor::device) else { return Ok(0.0) };
-        let has_kernels = |grad: &Tensor| {
-            let is_known = matches!(grad.kind(), Kind::Float | Kind::BFloat16);
-            is_known && grad.device() == device && grad.is_contiguous()
-        };
-        if self.fused && device.is_cuda() && grads.iter().all(has_kernels) {
+        if self.fused && device.is_cuda() && grads.iter().all(|grad| has_kernels(grad, device)) {
             let grads: Vec<&Tensor> = grads.iter().collect();
             let norm = fused::optim::clip_on_device(device, &grads, &ClipGradNorm::torch(max_norm))?;
             return Ok(norm.double_value(&[]));

@@ -2,11 +2,9 @@
 //! them is one launch forward and one back.
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
-
 use tch::{Kind, Tensor};
 
-use super::{Launch, Program, Source, entries};
+use super::{Launch, Program, Source, entries, pointer};
 use crate::Result;
 use crate::fused::head::{Head, ScoreGradients, Scores, idle};
 
@@ -165,10 +163,6 @@ impl Chunk {
         unsafe { at.launch(&program(), kernel, rows, THREADS, &arguments)? };
         Ok(out)
     }
-}
-
-fn pointer<T>(argument: &T) -> *const c_void {
-    std::ptr::from_ref(argument).cast()
 }
 
 /// A product in single precision, into memory that is there.

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use tch::{Kind, Tensor};
 
-use super::{Gpu, Launch, Program, Source};
+use super::{Gpu, Launch, Program, Source, pointer};
 use crate::Result;
 use crate::fused::loss::Batch;
 use crate::fused::sweep::Sums;
@@ -261,8 +261,7 @@ pub(in crate::fused) fn loss(
     };
     let plan = Plan::of(options);
     let gpu = Gpu::of(device)?;
-    let arguments =
-        [(&raw const tokens).cast::<c_void>(), (&raw const plan).cast(), (&raw const found).cast()];
+    let arguments = [pointer(&tokens), pointer(&plan), pointer(&found)];
     // SAFETY: the arguments are laid out as the kernel declares them, and every pointer in them is of a contiguous
     // tensor on this device, of the kind that the variant is compiled for and of as many entries as it goes over.
     unsafe { gpu.launch(&Variant::of(options, kind).program(), c"loss", blocks, THREADS, &arguments)? };

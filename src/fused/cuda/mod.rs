@@ -26,8 +26,9 @@ use crate::{Error, Result};
 /// # Errors
 /// `unsupported`, with what is missing.
 pub fn check() -> Result<()> {
+    static PRESENT: OnceLock<bool> = OnceLock::new();
     // SAFETY: opens the library, which has no other effect than its own initialisation.
-    if !unsafe { driver_sys::is_culib_present() } {
+    if !PRESENT.get_or_init(|| unsafe { driver_sys::is_culib_present() }) {
         return Err(unsupported("there is no CUDA driver (libcuda)"));
     }
     check_compiler()
@@ -38,8 +39,9 @@ pub fn check() -> Result<()> {
 /// # Errors
 /// `unsupported` if there is no NVRTC.
 pub fn check_compiler() -> Result<()> {
+    static PRESENT: OnceLock<bool> = OnceLock::new();
     // SAFETY: as above.
-    if unsafe { nvrtc_sys::is_culib_present() } {
+    if *PRESENT.get_or_init(|| unsafe { nvrtc_sys::is_culib_present() }) {
         return Ok(());
     }
     Err(unsupported(
@@ -56,9 +58,9 @@ fn unsupported(what: &str) -> Error {
 pub enum Source {
     /// `kernels/loss.cu`
     Loss,
-    /// `kernels/head.cu`
+    /// `kernels/head.cu`, with `kernels/bf16.cu` before it
     Head,
-    /// `kernels/optim.cu`
+    /// `kernels/optim.cu`, likewise
     Optim,
 }
 
@@ -67,8 +69,8 @@ impl Source {
     pub fn text(self) -> &'static str {
         match self {
             Self::Loss => include_str!("../kernels/loss.cu"),
-            Self::Head => include_str!("../kernels/head.cu"),
-            Self::Optim => include_str!("../kernels/optim.cu"),
+            Self::Head => concat!(include_str!("../kernels/bf16.cu"), include_str!("../kernels/head.cu")),
+            Self::Optim => concat!(include_str!("../kernels/bf16.cu"), include_str!("../kernels/optim.cu")),
         }
     }
 }
@@ -136,6 +138,11 @@ fn entries(at: &impl Launch, tensor: &Tensor, kind: Kind, count: i64) -> Result<
         tensor.device(),
         at.device()
     )))
+}
+
+/// An argument as [`Launch::launch`] takes it.
+fn pointer<T>(argument: &T) -> *const c_void {
+    std::ptr::from_ref(argument).cast()
 }
 
 /// A kernel's source as machine code.
@@ -223,15 +230,15 @@ impl Gpu {
 
     /// A program, compiled unless it has been before.
     fn loaded(self, program: &Program) -> Result<Loaded> {
-        static LOADED: OnceLock<Mutex<HashMap<(Program, i32), Loaded>>> = OnceLock::new();
+        static LOADED: OnceLock<Mutex<HashMap<i32, HashMap<Program, Loaded>>>> = OnceLock::new();
         let loaded = LOADED.get_or_init(Mutex::default);
         let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (program.clone(), self.index);
-        if let Some(there) = loaded.get(&key) {
+        let loaded = loaded.entry(self.index).or_default();
+        if let Some(there) = loaded.get(program) {
             return Ok(*there);
         }
         let there = self.load(program)?;
-        loaded.insert(key, there);
+        loaded.insert(program.clone(), there);
         Ok(there)
     }
 

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Launch, Program, Source, entries, unsupported};
+use super::{Launch, Program, Source, entries, pointer, unsupported};
 use crate::Result;
 use crate::fused::optim::{Parameter, Plan};
 use crate::options::{AdamW, ClipGradNorm};
@@ -113,10 +113,6 @@ fn apart(rows: &[Row]) -> Result<()> {
 /// launched before. The driver has taken the numbers when the call returns, since their memory is not pinned.
 fn uploaded(words: &[i64], device: Device) -> Tensor {
     Tensor::from_slice(words).to_device_(device, Kind::Int64, true, false)
-}
-
-fn pointer<T>(argument: &T) -> *const c_void {
-    std::ptr::from_ref(argument).cast()
 }
 
 /// One step of AdamW of parameters of one kind, f32 or f64, in place.

@@ -7,7 +7,6 @@
 //
 // Between the two stands the loss, which makes grad_logp and grad_entropy of logp and entropy.
 
-typedef unsigned short bf16;
 typedef long long i64;
 
 constexpr int STEP = 8;
@@ -16,11 +15,7 @@ constexpr unsigned ALL = 0xffffffffu;
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
 __device__ __forceinline__ void store(float *at, float x) { *at = x; }
-// To the nearest, ties to even; NaN stays NaN.
-__device__ __forceinline__ void store(bf16 *at, float x) {
-    unsigned bits = __float_as_uint(x);
-    *at = x != x ? (bf16)0x7fc0 : (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
+__device__ __forceinline__ void store(bf16 *at, float x) { *at = to_bf16(x); }
 
 __device__ __forceinline__ bool aligned(const void *at) { return ((unsigned long long)at & 15) == 0; }
 

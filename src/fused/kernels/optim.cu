@@ -6,7 +6,6 @@
 // piece is a block's (grid: as many as there are pieces; threads in whole warps, 1024 at most; no dynamic shared memory).
 
 typedef REAL real;
-typedef unsigned short bf16;
 typedef long long i64;
 
 // One parameter: a row of the table, of 64-bit words.
@@ -31,14 +30,6 @@ struct Plan {
 __device__ __forceinline__ i64 end_of(const Piece &piece, i64 size, const Parameter &own) {
     i64 end = piece.first + size;
     return end < own.length ? end : own.length;
-}
-
-__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((unsigned)x << 16); }
-
-// To the nearest, ties to even; NaN stays NaN.
-__device__ __forceinline__ bf16 to_bf16(float x) {
-    unsigned bits = __float_as_uint(x);
-    return x != x ? (bf16)0x7fc0 : (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 __device__ __forceinline__ real grad_of(const Parameter &own, i64 at) {
