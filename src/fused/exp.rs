@@ -20,19 +20,23 @@ pub(super) fn exp(x: f32) -> f32 {
 /// e to each of these powers, to the same bits as [`exp`]. Where no result is near an end of the range, which is nearly
 /// always, 2^n is added to the exponents alone.
 #[inline(always)]
-pub(super) fn exp_all<const N: usize>(powers: &[f32; N], to: &mut [f32; N]) {
-    let mut are_moderate = true;
-    for x in powers {
-        are_moderate &= x.abs() <= 87.0;
+pub(super) fn exp_all<const N: usize>(
+    power: impl Fn(usize) -> f32,
+    powers: &mut [f32; N],
+    values: &mut [f32; N],
+) {
+    // As integers, in whose maximum the order is no matter, magnitudes are compared as they are, and NaN is above all.
+    let mut furthest = 0;
+    for i in 0..N {
+        let x = power(i);
+        let (of_rest, whole) = parts(x);
+        powers[i] = x;
+        values[i] = f32::from_bits(of_rest.to_bits().wrapping_add((whole << 23) as u32));
+        furthest = furthest.max(x.abs().to_bits());
     }
-    if are_moderate {
-        for (x, to) in powers.iter().zip(to) {
-            let (of_rest, whole) = parts(*x);
-            *to = f32::from_bits(of_rest.to_bits().wrapping_add((whole << 23) as u32));
-        }
-    } else {
-        for (x, to) in powers.iter().zip(to) {
-            *to = exp(*x);
+    if furthest > 87.0_f32.to_bits() {
+        for i in 0..N {
+            values[i] = exp(powers[i]);
         }
     }
 }
@@ -112,8 +116,9 @@ mod tests {
     #[test]
     fn many_at_once_have_the_same_bits() {
         let of = |powers: [f32; 8]| {
-            let mut all = [0.0; 8];
-            exp_all(&powers, &mut all);
+            let (mut read, mut all) = ([0.0; 8], [0.0; 8]);
+            exp_all(|i| powers[i], &mut read, &mut all);
+            assert_eq!(read.map(f32::to_bits), powers.map(f32::to_bits));
             assert_eq!(all.map(f32::to_bits), powers.map(|x| exp(x).to_bits()), "{powers:?}");
         };
         for step in 0..100_000 {

@@ -451,7 +451,7 @@ impl Batch {
             grad_entropy: grad_entropy.as_mut().map(Fresh::entries_mut).transpose()?,
             losses: None,
         };
-        let mut sums = vectorised(Sweep { tokens: &tokens, plan: Plan::of(options), found });
+        let mut sums = sweep::sweep(&tokens, &Plan::of(options), found);
         sums.policy += policy;
         Ok((grad_logp.into_tensor(), grad_entropy.map(Fresh::into_tensor), TokenSums::of(sums)))
     }
@@ -498,22 +498,6 @@ fn mean_advantages<F: Real>(tokens: &sweep::Tokens<'_, F>, width: usize) -> Vec<
         F::of(sum / count.max(1.0))
     })
     .collect()
-}
-
-/// A pass over tokens, to be vectorised.
-pub(super) struct Sweep<'a, F> {
-    pub(super) tokens: &'a sweep::Tokens<'a, F>,
-    pub(super) plan: Plan<F>,
-    pub(super) found: Found<'a, F>,
-}
-
-impl<F: Real> Work for Sweep<'_, F> {
-    type Output = Sums;
-
-    #[inline(always)]
-    fn run(mut self) -> Sums {
-        sweep::sweep(self.tokens, &self.plan, &mut self.found)
-    }
 }
 
 fn at_least_f32(kind: Kind) -> Kind {

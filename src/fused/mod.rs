@@ -25,3 +25,4 @@ pub mod objective;
 pub mod optim;
 mod rows;
 mod sweep;
+mod terms;

@@ -4,10 +4,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::loss::{Batch, Given, Sweep, check_cpu};
-use super::memory::{Element, Fresh, vectorised};
+use super::loss::{Batch, Given, check_cpu};
+use super::memory::{Element, Fresh};
 use super::rows::{self, Rows};
-use super::sweep::{Found, Plan, Real, Sums, Weights};
+use super::sweep::{Found, Plan, Real, Sums, Weights, sweep};
 use crate::Result;
 use crate::axes::Axes;
 use crate::options::{
@@ -181,7 +181,7 @@ impl Batch {
             grad_entropy: None,
             losses: Some(loss.entries_mut()?),
         };
-        let sums = vectorised(Sweep { tokens: &tokens, plan: Plan::of(options), found });
+        let sums = sweep(&tokens, &Plan::of(options), found);
         Ok((Losses { loss: loss.into_tensor(), grad_logp: grad_logp.into_tensor() }, sums))
     }
 

@@ -1,7 +1,8 @@
 //! The objectives that look at whole sequences, row by row over plain slices: GSPO and GMPO. They leave the policy's
 //! part of the gradient where [`sweep`](super::sweep) goes on from it.
 
-use super::sweep::{Bounds, Real, Tokens, choose, clip, gain_is_clipped};
+use super::sweep::{Real, Tokens};
+use super::terms::{Bounds, choose, clip, gain_is_clipped};
 use crate::options::{Gmpo, Gspo, ImportanceLevel};
 
 /// What a pass over the rows writes, an entry a token; 0 where the mask keeps nothing.
