@@ -67,30 +67,50 @@ pub struct Metrics {
     pub tokens: f64,
 }
 
-/// Sums over tokens, wherever they were computed; those of several pieces are added up.
+/// Sums over tokens, where they were computed; those of several pieces are added up.
 #[derive(Debug)]
-pub struct TokenSums(Tensor);
+pub struct TokenSums(Place);
+
+#[derive(Debug)]
+enum Place {
+    Cpu(Sums),
+    /// In the order of [`Sums::to_array`].
+    Device(Tensor),
+}
 
 impl TokenSums {
     /// The sums of no tokens.
     pub fn none(device: Device) -> Self {
-        Self(Tensor::zeros([Sums::COUNT as i64], (Kind::Double, device)))
+        Self(match device {
+            Device::Cpu => Place::Cpu(Sums::default()),
+            device => Place::Device(Tensor::zeros([Sums::COUNT as i64], (Kind::Double, device))),
+        })
     }
 
-    fn of(sums: Sums) -> Self {
-        Self(Tensor::from_slice(&sums.to_array()))
-    }
-
-    /// Adds another piece's.
+    /// Adds another piece's, of the same device.
     pub fn add(&mut self, other: &Self) {
-        self.0 = &self.0 + &other.0;
+        match (&mut self.0, &other.0) {
+            (Place::Device(sums), Place::Device(others)) => *sums = &*sums + others,
+            (sums, others) => *sums = Place::Cpu(sums.read() + others.read()),
+        }
     }
 
     /// The loss that they are the sums of, its terms and the figures. On a device this waits for them.
     pub fn numbers(&self, options: &LossOptions) -> Numbers {
-        let mut sums = [0.0; Sums::COUNT];
-        self.0.to_device(Device::Cpu).copy_data(&mut sums, Sums::COUNT);
-        numbers(&Sums::from_array(sums), options)
+        numbers(&self.0.read(), options)
+    }
+}
+
+impl Place {
+    fn read(&self) -> Sums {
+        match self {
+            Self::Cpu(sums) => *sums,
+            Self::Device(tensor) => {
+                let mut sums = [0.0; Sums::COUNT];
+                tensor.to_device(Device::Cpu).copy_data(&mut sums, Sums::COUNT);
+                Sums::from_array(sums)
+            }
+        }
     }
 }
 
@@ -415,7 +435,7 @@ pub(super) struct Batch {
 type Out = (Tensor, Option<Tensor>, TokenSums);
 
 fn on_device((grad_logp, grad_entropy, sums): cuda::loss::Out) -> Out {
-    (grad_logp, grad_entropy, TokenSums(sums))
+    (grad_logp, grad_entropy, TokenSums(Place::Device(sums)))
 }
 
 impl Batch {
@@ -443,8 +463,8 @@ impl Batch {
     fn swept<F: Real + Element>(&self, weights: Weights<'_, F>, options: &LossOptions) -> Result<Out> {
         let tokens = self.tokens(weights)?;
         let shape = self.logp.size();
-        let mut grad_logp = Fresh::zeros(&shape);
-        let mut grad_entropy = self.is_entropy_needed.then(|| Fresh::zeros(&shape));
+        let mut grad_logp = Fresh::unwritten(&shape);
+        let mut grad_entropy = self.is_entropy_needed.then(|| Fresh::unwritten(&shape));
         let policy = of_rows(&tokens, &shape, options, grad_logp.entries_mut()?);
         let found = Found {
             grad_logp: grad_logp.entries_mut()?,
@@ -453,7 +473,7 @@ impl Batch {
         };
         let mut sums = sweep::sweep(&tokens, &Plan::of(options), found);
         sums.policy += policy;
-        Ok((grad_logp.into_tensor(), grad_entropy.map(Fresh::into_tensor), TokenSums::of(sums)))
+        Ok((grad_logp.into_tensor(), grad_entropy.map(Fresh::into_tensor), TokenSums(Place::Cpu(sums))))
     }
 
     pub(super) fn tokens<'a, F: Element>(&'a self, weights: Weights<'a, F>) -> Result<sweep::Tokens<'a, F>> {

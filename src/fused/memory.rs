@@ -54,7 +54,8 @@ pub(super) fn entries_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
         return Ok(&mut []);
     }
     // SAFETY: as in `entries`; and whoever calls this has made sure that no other slice of the same memory is in use,
-    // which tensors may share.
+    // which tensors may share. Memory that nobody has written to comes from libtorch, of which the compiler knows
+    // nothing, so that it holds some bits or other, and any are a `T`.
     Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), count) })
 }
 
@@ -69,6 +70,11 @@ impl<T: Element> Fresh<T> {
     /// Of zeros, on the CPU.
     pub(super) fn zeros(shape: &[i64]) -> Self {
         Self { tensor: Tensor::zeros(shape, (T::KIND, Device::Cpu)), entries: PhantomData }
+    }
+
+    /// Of whatever numbers stand in its memory, on the CPU: for somebody who writes every entry.
+    pub(super) fn unwritten(shape: &[i64]) -> Self {
+        Self { tensor: Tensor::empty(shape, (T::KIND, Device::Cpu)), entries: PhantomData }
     }
 
     /// Its entries, to be written.

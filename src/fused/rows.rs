@@ -47,18 +47,17 @@ pub(super) fn gspo<F: Real>(
         let max = F::of(options.log_ratio_max.unwrap_or(f64::INFINITY));
         let passes = log_ratio <= max;
         let ratio = choose(passes, log_ratio, max).exp();
-        let slope = choose(passes, ratio, F::of(0.0));
 
         let mut of_row = 0.0;
         for t in 0..width {
             let keep = mask[t] != 0;
             let advantage = choose(keep, advantages[t], F::of(0.0));
-            let (loss, own_slope) = clip(ratio, slope, advantage, &bounds);
-            let (loss, own_slope) = (choose(keep, loss, F::of(0.0)), choose(keep, own_slope, F::of(0.0)));
+            let (gain, slope) = clip(ratio, passes, advantage, &bounds);
+            let (loss, slope) = (choose(keep, -gain, F::of(0.0)), choose(keep, -slope, F::of(0.0)));
             let weight = choose(keep, tokens.weights.of(first + t), F::of(0.0));
             sums.policy += choose(keep, weight.wide() * loss.wide(), 0.0);
             sums.clipped += usize::from(gain_is_clipped(ratio, advantage, &bounds));
-            let gradient = choose(keep, weight.wide() * own_slope.wide() / steps, 0.0);
+            let gradient = choose(keep, weight.wide() * slope.wide() / steps, 0.0);
             of_row += gradient;
             out.grad_logp[first + t] = F::of(gradient);
             if let Some(losses) = &mut out.losses {

@@ -8,8 +8,8 @@ use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 use super::exp;
 use super::memory::vectorised;
 use super::terms::{
-    Abs, Bounds, Chunk, Cispo, EntropyTerm, Estimated, Given, Gpg, K1, K2, K3, Kl, KlTerm, LANES, Lanes,
-    PolicyLoss, PolicyTerm, Sapo,
+    Abs, Bounds, Chunk, Cispo, EntropyTerm, Estimated, Gain, Given, Gpg, K1, K2, K3, Kl, KlTerm, LANES,
+    Lanes, PolicyTerm, Sapo,
 };
 use crate::options::{KlPenalty, LossOptions, Objective};
 
@@ -193,7 +193,7 @@ impl<F: Real> Weights<'_, F> {
     }
 }
 
-/// What is found out about them, an entry each; 0 where the mask keeps nothing.
+/// What is found out about them, an entry each; 0 where the mask keeps nothing. Every entry is written, whatever stood there.
 #[derive(Debug)]
 pub(super) struct Found<'a, F> {
     /// The gradient of the whole loss by `logp`. Of [`Policy::Given`], the policy's part of it stands here already.
@@ -241,9 +241,22 @@ impl Sums {
         [policy, kl, entropy, clipped, lowered, log_ratio, ratio, plain_kl, plain_entropy, tokens]
     }
 
+    /// The other way.
     pub(super) fn from_array(sums: [f64; Self::COUNT]) -> Self {
         let [policy, kl, entropy, clipped, lowered, log_ratio, ratio, plain_kl, plain_entropy, tokens] = sums;
         Self { policy, kl, entropy, clipped, lowered, log_ratio, ratio, plain_kl, plain_entropy, tokens }
+    }
+}
+
+impl Add for Sums {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let (mut sums, others) = (self.to_array(), other.to_array());
+        for (sum, other) in sums.iter_mut().zip(others) {
+            *sum += other;
+        }
+        Self::from_array(sums)
     }
 }
 
@@ -365,17 +378,17 @@ fn pass<F: Real>(
     }
 }
 
-fn policy_term<F: Real, L: PolicyLoss<F>>(
+fn policy_term<F: Real, G: Gain<F>>(
     chunk: Chunk<'_, F>,
     plan: &Plan<F>,
-    loss: L,
+    gain: G,
     found: &mut Found<'_, F>,
     sums: &mut Sums,
 ) {
     let (gradient, losses) = (&mut *found.grad_logp, found.losses.as_deref_mut());
-    let [policy, clipped, lowered, log_ratio, ratio, kept] =
-        vectorised(PolicyTerm { chunk, plan, loss, gradient, losses });
-    sums.policy += policy;
+    let [gains, clipped, lowered, log_ratio, ratio, kept] =
+        vectorised(PolicyTerm { chunk, plan, gain, gradient, losses });
+    sums.policy -= gains;
     sums.clipped += clipped;
     sums.lowered += lowered;
     sums.log_ratio += log_ratio;

@@ -11,8 +11,8 @@ use super::sweep::{Plan, Real, Weights, limit};
 use crate::options::{Clip, KlPenalty};
 
 /// How many tokens make a block: enough that what a loop over them begins with costs little, and few enough that what is
-/// worked out stays close; measured from 32 to 256.
-pub(super) const LANES: usize = 128;
+/// worked out stays close; measured from 64 to 512.
+pub(super) const LANES: usize = 256;
 /// Numbers of as many tokens.
 pub(super) type Lanes<F> = [F; LANES];
 /// The sums that one number is the sum of: so many are taken side by side.
@@ -25,7 +25,7 @@ pub(super) struct Chunk<'a, F> {
     pub(super) logp: &'a [F],
     pub(super) logp_old: &'a [F],
     pub(super) advantages: &'a [F],
-    /// What the tokens weigh, and which of those that these are of is the first here.
+    /// What all tokens weigh, and where these begin among them.
     pub(super) weights: Weights<'a, F>,
     pub(super) first: usize,
 }
@@ -53,6 +53,7 @@ impl<'a, F: Real> Chunk<'a, F> {
 }
 
 /// What the tokens of a block weigh.
+#[repr(C, align(64))]
 struct BlockWeights<F> {
     plain: Lanes<F>,
     /// Times a factor.
@@ -80,12 +81,12 @@ impl<F: Real> BlockWeights<F> {
     }
 }
 
-/// The ratio's bounds, and dual clip's c.
+/// The ratio's bounds, and dual clip's c, negative.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds<F> {
     low: F,
     high: F,
-    c: F,
+    minus_c: F,
 }
 
 impl<F: Real> Bounds<F> {
@@ -93,7 +94,7 @@ impl<F: Real> Bounds<F> {
         Self {
             low: F::of(1.0 - clip.clip_ratio_low),
             high: F::of(1.0 + clip.clip_ratio_high),
-            c: limit(clip.clip_ratio_c),
+            minus_c: -limit::<F>(clip.clip_ratio_c),
         }
     }
 }
@@ -103,13 +104,13 @@ impl<F: Real> Bounds<F> {
 pub(super) struct Token<F> {
     logp: F,
     advantage: F,
-    /// The importance ratio, and its derivative by `logp`: itself, and 0 beyond the limit of the log-ratio.
     ratio: F,
-    slope: F,
+    /// Whether the log-ratio is within its limit: its derivative by `logp` is 1, and 0 otherwise.
+    is_within: bool,
 }
 
 /// What an objective makes of a token. Implementations are `#[inline(always)]`, so that they become part of the loop.
-pub(super) trait PolicyLoss<F: Real>: Copy {
+pub(super) trait Gain<F: Real>: Copy {
     /// Whether the gradient stands already where it is wanted.
     const IS_GIVEN: bool = false;
 
@@ -125,20 +126,20 @@ pub(super) trait PolicyLoss<F: Real>: Copy {
         told
     }
 
-    /// The loss and its derivative by `logp`, before they are weighed.
+    /// The gain, which is the loss with the other sign, and its derivative by `logp`, before they are weighed.
     fn of(self, token: Token<F>) -> (F, F);
 }
 
 /// The clipped objective, with the bounds and the limit of the figures.
-impl<F: Real> PolicyLoss<F> for Bounds<F> {
+impl<F: Real> Gain<F> for Bounds<F> {
     #[inline(always)]
-    fn bounds(self, _: Bounds<F>) -> Bounds<F> {
+    fn bounds(self, _: Self) -> Self {
         self
     }
 
     #[inline(always)]
     fn of(self, token: Token<F>) -> (F, F) {
-        clip(token.ratio, token.slope, token.advantage, &self)
+        clip(token.ratio, token.is_within, token.advantage, &self)
     }
 }
 
@@ -146,10 +147,10 @@ impl<F: Real> PolicyLoss<F> for Bounds<F> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gpg;
 
-impl<F: Real> PolicyLoss<F> for Gpg {
+impl<F: Real> Gain<F> for Gpg {
     #[inline(always)]
     fn of(self, token: Token<F>) -> (F, F) {
-        (-(token.advantage * token.logp), -token.advantage)
+        (token.advantage * token.logp, token.advantage)
     }
 }
 
@@ -161,7 +162,7 @@ pub(super) struct Cispo<F> {
     pub(super) high: F,
 }
 
-impl<F: Real> PolicyLoss<F> for Cispo<F> {
+impl<F: Real> Gain<F> for Cispo<F> {
     #[inline(always)]
     fn limit(self) -> Option<F> {
         Some(self.limit)
@@ -169,7 +170,7 @@ impl<F: Real> PolicyLoss<F> for Cispo<F> {
 
     #[inline(always)]
     fn of(self, token: Token<F>) -> (F, F) {
-        let slope = -(clamp(token.ratio, self.low, self.high) * token.advantage);
+        let slope = clamp(token.ratio, self.low, self.high) * token.advantage;
         (slope * token.logp, slope)
     }
 }
@@ -182,16 +183,16 @@ pub(super) struct Sapo<F> {
     pub(super) tau_neg: F,
 }
 
-impl<F: Real> PolicyLoss<F> for Sapo<F> {
+impl<F: Real> Gain<F> for Sapo<F> {
     #[inline(always)]
     fn limit(self) -> Option<F> {
         Some(self.limit)
     }
 
-    /// -sigmoid(tau (ratio - 1)) (4 / tau) A
+    /// sigmoid(tau (ratio - 1)) (4 / tau) A
     #[inline(always)]
     fn of(self, token: Token<F>) -> (F, F) {
-        let Token { ratio, slope, advantage, .. } = token;
+        let Token { ratio, is_within, advantage, .. } = token;
         let (zero, one, four) = (F::of(0.0), F::of(1.0), F::of(4.0));
         let tau = choose(advantage > zero, self.tau_pos, self.tau_neg);
         let x = tau * (ratio - one);
@@ -201,8 +202,9 @@ impl<F: Real> PolicyLoss<F> for Sapo<F> {
         let (gate, closed) = (choose(x < zero, small, one), choose(x < zero, one, small));
         let (gate, closed) = (gate * of_other_sign, closed * of_other_sign);
         // The derivative of the gate is tau gate (1 - gate), and tau cancels. The gate is closed where the ratio overflows.
-        let slope = choose(ratio < F::of(f64::INFINITY), gate * closed * slope, zero);
-        (-(gate * (four * (one / tau)) * advantage), -(slope * four * advantage))
+        let moves = is_within & (ratio < F::of(f64::INFINITY));
+        let slope = choose(moves, gate * closed * ratio, zero);
+        (gate * (four * (one / tau)) * advantage, slope * four * advantage)
     }
 }
 
@@ -210,7 +212,7 @@ impl<F: Real> PolicyLoss<F> for Sapo<F> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Given;
 
-impl<F: Real> PolicyLoss<F> for Given {
+impl<F: Real> Gain<F> for Given {
     const IS_GIVEN: bool = true;
 
     #[inline(always)]
@@ -219,16 +221,17 @@ impl<F: Real> PolicyLoss<F> for Given {
     }
 }
 
-/// -min(ratio A, clip(ratio) A), at most c |A|, which it reaches with A < 0 alone. `slope` is the derivative of the ratio.
+/// min(ratio A, clip(ratio) A), and its derivative by the log-ratio, which is within its limit or not. At least -c |A|:
+/// with A > 0 it is never that low.
 #[inline(always)]
-pub(super) fn clip<F: Real>(ratio: F, slope: F, advantage: F, bounds: &Bounds<F>) -> (F, F) {
+pub(super) fn clip<F: Real>(ratio: F, is_within: bool, advantage: F, bounds: &Bounds<F>) -> (F, F) {
     let (free, bound) = (ratio * advantage, clamp(ratio, bounds.low, bounds.high) * advantage);
     // On a tie, at a clip edge too, the gradient is that of the unclipped one; a bound has none.
     let is_bound = free > bound;
-    let loss = -choose(is_bound, bound, free);
-    let cap = bounds.c * advantage.abs();
-    let is_capped = loss > cap;
-    (choose(is_capped, cap, loss), choose(is_bound | is_capped, F::of(0.0), -(slope * advantage)))
+    let gain = choose(is_bound, bound, free);
+    let floor = bounds.minus_c * advantage.abs();
+    let is_lowered = gain < floor;
+    (choose(is_lowered, floor, gain), choose(is_within & !is_bound & !is_lowered, free, F::of(0.0)))
 }
 
 /// Whether the ratio is above its upper bound with A > 0, or below the lower one with A < 0.
@@ -243,46 +246,46 @@ pub(super) fn gain_is_clipped<F: Real>(ratio: F, advantage: F, bounds: &Bounds<F
 #[inline(always)]
 fn is_lowered<F: Real>(ratio: F, advantage: F, bounds: &Bounds<F>) -> bool {
     let (free, bound) = (ratio * advantage, clamp(ratio, bounds.low, bounds.high) * advantage);
-    -choose(free > bound, bound, free) > bounds.c * advantage.abs()
+    choose(free > bound, bound, free) < bounds.minus_c * advantage.abs()
 }
 
 /// The policy's term, and the figures of the ratio.
 #[derive(Debug)]
-pub(super) struct PolicyTerm<'a, F, L> {
+pub(super) struct PolicyTerm<'a, F, G> {
     pub(super) chunk: Chunk<'a, F>,
     pub(super) plan: &'a Plan<F>,
-    pub(super) loss: L,
+    pub(super) gain: G,
     pub(super) gradient: &'a mut [F],
     pub(super) losses: Option<&'a mut [F]>,
 }
 
-impl<F: Real, L: PolicyLoss<F>> Work for PolicyTerm<'_, F, L> {
-    /// Of the weighted losses, of the tokens that are clipped and lowered, of log-ratios, ratios and tokens.
+impl<F: Real, G: Gain<F>> Work for PolicyTerm<'_, F, G> {
+    /// Of the weighted gains, of the tokens that are clipped and lowered, of log-ratios, ratios and tokens.
     type Output = [f64; 6];
 
     #[inline(always)]
     fn run(self) -> [f64; 6] {
-        let Self { chunk, plan, loss, gradient, mut losses } = self;
+        let Self { chunk, plan, gain, gradient, mut losses } = self;
         let mut sums = [[0.0; PARTS]; 6];
         let (mut told, mut other) = (Ratio::empty(), Ratio::empty());
-        let (mut weights, mut slopes) = (BlockWeights::times(plan.per_step), [F::of(0.0); LANES]);
+        let (mut weights, mut slopes) = (BlockWeights::times(-plan.per_step), Scratch([F::of(0.0); LANES]));
         for index in 0..chunk.blocks() {
             let block = chunk.block(index, &mut weights);
             told.fill(&block, plan.told_limit);
-            let own = match loss.limit() {
+            let own = match gain.limit() {
                 None => &told,
                 Some(limit) => {
                     other.fill(&block, limit);
                     &other
                 }
             };
-            policy_block(&block, plan, loss, &told, own, &mut slopes, &mut sums);
-            if !L::IS_GIVEN {
-                gradient.as_chunks_mut().0[index] = slopes;
+            policy_block(&block, plan, gain, &told, own, &mut slopes.0, &mut sums);
+            if !G::IS_GIVEN {
+                gradient.as_chunks_mut().0[index] = slopes.0;
             }
             if let Some(losses) = &mut losses {
                 for (i, out) in losses[index * LANES..][..LANES].iter_mut().enumerate() {
-                    *out = loss.of(token(&block, own, i)).0;
+                    *out = -gain.of(token(&block, own, i)).0;
                 }
             }
         }
@@ -293,10 +296,10 @@ impl<F: Real, L: PolicyLoss<F>> Work for PolicyTerm<'_, F, L> {
 /// The gradient is not put where it belongs yet: between stores that might be to anywhere the compiler would not keep the
 /// sums in registers.
 #[inline(always)]
-fn policy_block<F: Real, L: PolicyLoss<F>>(
+fn policy_block<F: Real, G: Gain<F>>(
     block: &Block<'_, F>,
     plan: &Plan<F>,
-    loss: L,
+    gain: G,
     told: &Ratio<F>,
     own: &Ratio<F>,
     gradient: &mut Lanes<F>,
@@ -305,17 +308,16 @@ fn policy_block<F: Real, L: PolicyLoss<F>>(
     let (zero, one, none) = (F::of(0.0), F::of(1.0), [F::of(0.0); PARTS]);
     let (mut policy, mut clipped, mut lowered) = (none, none, none);
     let (mut log_ratio, mut ratio, mut tokens) = (none, none, none);
-    let bounds = loss.bounds(plan.told);
+    let bounds = gain.bounds(plan.told);
     for few in 0..LANES / PARTS {
         for part in 0..PARTS {
             let i = few * PARTS + part;
             let token = token(block, own, i);
-            let (loss, slope) = loss.of(token);
-            let weight = block.weights[i];
+            let (gain, slope) = gain.of(token);
             let is_clipped = gain_is_clipped(told.ratio(i), token.advantage, &bounds);
             let is_lowered = is_lowered(told.ratio(i), token.advantage, &bounds);
             // What a masked token weighs is chosen away: infinities would turn 0 into NaN.
-            policy[part] = policy[part] + block.kept(i, weight * loss);
+            policy[part] = policy[part] + block.kept(i, block.weights[i] * gain);
             clipped[part] = clipped[part] + choose(is_clipped, one, zero);
             lowered[part] = lowered[part] + choose(is_lowered, one, zero);
             log_ratio[part] = log_ratio[part] + told.log(i);
@@ -338,7 +340,7 @@ fn token<F: Real>(block: &Block<'_, F>, own: &Ratio<F>, i: usize) -> Token<F> {
         logp: block.kept(i, block.logp[i]),
         advantage: block.kept(i, block.advantages[i]),
         ratio: own.ratio(i),
-        slope: own.slope(block, i),
+        is_within: own.is_within(block, i),
     }
 }
 
@@ -432,7 +434,8 @@ impl<F: Real, E: Estimate<F>> Work for Estimated<'_, F, E> {
         let Self(KlTerm { chunk, logp_ref, kl, per_step, gradient }, estimate) = self;
         let mut sums = [[0.0; PARTS]; 2];
         let (mut by, mut exp) = (Ratio::empty(), Exponentials::empty());
-        let (mut weights, mut whole) = (BlockWeights::times(per_step * kl.coef), [F::of(0.0); LANES]);
+        let (mut weights, mut whole) =
+            (BlockWeights::times(per_step * kl.coef), Scratch([F::of(0.0); LANES]));
         for index in 0..chunk.blocks() {
             let block = chunk.block(index, &mut weights);
             let of = KlBlock { block: &block, logp_ref: &logp_ref.as_chunks().0[index], kl };
@@ -446,17 +449,19 @@ impl<F: Real, E: Estimate<F>> Work for Estimated<'_, F, E> {
             let before = &*gradient;
             match (kl.penalty.straight_through(), kl.weight_limit.is_some()) {
                 (false, false) => {
-                    of.added::<E, false, false>(estimate, &exp, &by, before, &mut whole, &mut sums)
+                    of.added::<E, false, false>(estimate, &exp, &by, before, &mut whole.0, &mut sums)
                 }
                 (false, true) => {
-                    of.added::<E, false, true>(estimate, &exp, &by, before, &mut whole, &mut sums)
+                    of.added::<E, false, true>(estimate, &exp, &by, before, &mut whole.0, &mut sums)
                 }
                 (true, false) => {
-                    of.added::<E, true, false>(estimate, &exp, &by, before, &mut whole, &mut sums)
+                    of.added::<E, true, false>(estimate, &exp, &by, before, &mut whole.0, &mut sums)
                 }
-                (true, true) => of.added::<E, true, true>(estimate, &exp, &by, before, &mut whole, &mut sums),
+                (true, true) => {
+                    of.added::<E, true, true>(estimate, &exp, &by, before, &mut whole.0, &mut sums)
+                }
             }
-            *gradient = whole;
+            *gradient = whole.0;
         }
         totals(&sums)
     }
@@ -505,7 +510,8 @@ impl<F: Real> KlBlock<'_, F> {
                 let passes = (within == log_ratio) & (loss == estimated);
                 let mut slope = if STRAIGHT { log_ratio } else { choose(passes, slope, zero) };
                 if WEIGHED {
-                    (loss, slope) = weighed((loss, slope), by.ratio(i), by.slope(block, i));
+                    let moves = choose(by.is_within(block, i), by.ratio(i), zero);
+                    (loss, slope) = weighed((loss, slope), by.ratio(i), moves);
                 }
                 let weight = block.weights[i];
                 weighted[part] = weighted[part] + block.kept(i, weight * loss);
@@ -541,8 +547,8 @@ impl<F: Real> Work for EntropyTerm<'_, F> {
     #[inline(always)]
     fn run(self) -> [f64; 2] {
         let Self { chunk, entropy, coef, mut gradient } = self;
-        let mut weights = BlockWeights::times(coef);
         let mut sums = [[0.0; PARTS]; 2];
+        let (mut weights, mut slopes) = (BlockWeights::times(coef), Scratch([F::of(0.0); LANES]));
         for index in 0..chunk.blocks() {
             let block = chunk.block(index, &mut weights);
             let entropy: &Lanes<F> = &entropy.as_chunks().0[index];
@@ -552,14 +558,13 @@ impl<F: Real> Work for EntropyTerm<'_, F> {
                     let i = few * PARTS + part;
                     weighted[part] = weighted[part] + block.kept(i, block.weights[i] * entropy[i]);
                     plain[part] = plain[part] + block.kept(i, entropy[i]);
+                    slopes.0[i] = block.kept(i, F::of(0.0) - block.scaled_weights[i]);
                 }
             }
             add(&mut sums[0], &weighted);
             add(&mut sums[1], &plain);
             if let Some(gradient) = &mut gradient {
-                for (i, out) in gradient[index * LANES..][..LANES].iter_mut().enumerate() {
-                    *out = block.kept(i, F::of(0.0) - block.scaled_weights[i]);
-                }
+                gradient.as_chunks_mut().0[index] = slopes.0;
             }
         }
         totals(&sums)
@@ -590,6 +595,7 @@ impl<F: Real> Block<'_, F> {
 }
 
 /// Exponentials of a block.
+#[repr(C, align(64))]
 struct Exponentials<F> {
     powers: Lanes<F>,
     values: Lanes<F>,
@@ -606,6 +612,10 @@ impl<F: Real> Exponentials<F> {
         F::exp_all(power, &mut self.powers, &mut self.values);
     }
 }
+
+/// What goes elsewhere later.
+#[repr(align(64))]
+struct Scratch<F>(Lanes<F>);
 
 /// Importance ratios: the exponentials of the log-ratios within their limit.
 struct Ratio<F>(Exponentials<F>);
@@ -630,10 +640,9 @@ impl<F: Real> Ratio<F> {
         self.0.values[i]
     }
 
-    /// The derivative of the ratio by the log-probability: itself, and 0 beyond the limit.
     #[inline(always)]
-    fn slope(&self, block: &Block<'_, F>, i: usize) -> F {
-        choose(self.log(i) == block.log_ratio(i), self.ratio(i), F::of(0.0))
+    fn is_within(&self, block: &Block<'_, F>, i: usize) -> bool {
+        self.log(i) == block.log_ratio(i)
     }
 }
 
