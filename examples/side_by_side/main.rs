@@ -27,8 +27,8 @@ struct Request {
     #[serde(default)]
     dtype: Option<String>,
     threads: i32,
-    /// Calls, of whose times the median counts.
-    repeats: usize,
+    /// Calls follow each other for so long, one at least; the median of their times counts.
+    least_s: f64,
     #[serde(default)]
     model: PathBuf,
     #[serde(default)]
@@ -107,17 +107,19 @@ fn asked(
         }
     };
     let before = peak(device)?;
-    let (mut times, mut computed) = (Vec::new(), None);
-    for _ in 0..request.repeats {
+    let (mut times, begun) = (Vec::new(), Instant::now());
+    let computed = loop {
         let start = Instant::now();
-        computed = Some(call()?);
+        let computed = call()?;
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
         }
         times.push(start.elapsed().as_secs_f64());
-    }
+        if begun.elapsed().as_secs_f64() >= request.least_s {
+            break computed;
+        }
+    };
     let peak = peak(device)?;
-    let computed = computed.ok_or_else(|| Error::Unsupported { what: "no call was asked for".to_owned() })?;
     times.sort_by(f64::total_cmp);
     let seconds = times[times.len() / 2];
     let norms =
