@@ -145,8 +145,8 @@ fn with_avx2<W: Work>(work: W) -> W::Output {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Fresh, entries};
+pub(super) mod tests {
+    use super::{Fresh, Work, entries};
     use tch::{Device, Kind, Tensor};
 
     #[test]
@@ -157,6 +157,17 @@ mod tests {
         assert_eq!(tensor.double_value(&[1, 0]), 3.0);
         assert_eq!(entries::<f32>(&tensor).expect("it is plain"), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(entries::<u8>(&tensor.gt(2.0)).expect("it is plain"), [0, 0, 1, 1]);
+    }
+
+    /// What some work gives with each of the vector instructions that the processor has.
+    pub(in crate::fused) fn each_way<W: Work + Clone>(work: &W) -> Vec<W::Output> {
+        let mut outputs = vec![work.clone().run(), super::vectorised(work.clone())];
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has what the function is compiled for.
+            outputs.push(unsafe { super::with_avx2(work.clone()) });
+        }
+        outputs
     }
 
     #[test]

@@ -676,3 +676,75 @@ fn clamp<F: Real>(x: F, low: F, high: F) -> F {
     let from_below = choose(x < low, low, x);
     choose(from_below > high, high, from_below)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Bounds, Chunk, Estimated, K3, Kl, KlTerm, LANES, PolicyTerm};
+    use crate::fused::memory::Work;
+    use crate::fused::memory::tests::each_way;
+    use crate::fused::sweep::{Plan, Weights};
+    use crate::options::{ActorLoss, Clip, KlPenalty, LossOptions, Objective};
+
+    /// The clipped objective with k3 over two blocks of tokens.
+    #[derive(Clone)]
+    struct Both {
+        logp: Vec<f32>,
+        logp_old: Vec<f32>,
+        advantages: Vec<f32>,
+        mask: Vec<u8>,
+        plan: Plan<f32>,
+    }
+
+    impl Work for Both {
+        type Output = ([f64; 8], Vec<u32>);
+
+        #[inline(always)]
+        fn run(self) -> ([f64; 8], Vec<u32>) {
+            let Self { logp, logp_old, advantages, mask, plan } = self;
+            let weights = Weights::OfRows { of_rows: &[0.01, 0.03], width: LANES + 7 };
+            let chunk = Chunk {
+                mask: &mask,
+                logp: &logp,
+                logp_old: &logp_old,
+                advantages: &advantages,
+                weights,
+                first: 0,
+            };
+            let mut gradient = vec![0.0; logp.len()];
+            let gain = Bounds::of(&Clip::dapo());
+            let policy = PolicyTerm { chunk, plan: &plan, gain, gradient: &mut gradient, losses: None };
+            let [a, b, c, d, e, f] = policy.run();
+            let kl = Kl {
+                penalty: KlPenalty::K3,
+                input_limit: f32::INFINITY,
+                output_limit: 10.0,
+                weight_limit: Some(20.0),
+                coef: 0.04,
+            };
+            let term = KlTerm { chunk, logp_ref: &logp_old, kl: &kl, per_step: 1.0, gradient: &mut gradient };
+            let [g, h] = Estimated(term, K3).run();
+            ([a, b, c, d, e, f, g, h], gradient.into_iter().map(f32::to_bits).collect())
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let number = |i: usize, by: usize| (i * by % 1009) as f32 / 1009.0;
+        let tokens = 0..2 * LANES;
+        let terms = ActorLoss { clip: Clip::dapo(), ..ActorLoss::grpo() };
+        let mut both = Both {
+            logp: tokens.clone().map(|i| -3.0 * number(i, 7)).collect(),
+            logp_old: tokens.clone().map(|i| -3.0 * number(i, 7) + 0.8 * number(i, 11) - 0.4).collect(),
+            advantages: tokens.clone().map(|i| 2.0 * number(i, 13) - 1.0).collect(),
+            mask: tokens.map(|i| u8::from(i % 5 != 0)).collect(),
+            plan: Plan::of(&LossOptions { objective: Objective::Vanilla, terms }),
+        };
+        // Once with every power near 0, and once with some that are not.
+        for far in [0.0, 95.0] {
+            both.logp[LANES + 1] -= far;
+            let outputs = each_way(&both);
+            assert!(outputs[0].0[1] > 0.0 && outputs[0].1.iter().any(|&bits| bits != 0));
+            assert!(outputs.windows(2).all(|pair| pair[0] == pair[1]), "{outputs:?}");
+        }
+    }
+}

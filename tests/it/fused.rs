@@ -201,6 +201,20 @@ fn the_loss_is_the_trainers_for_every_objective_with_every_other_term() {
 }
 
 #[test]
+fn rows_longer_and_shorter_than_what_goes_together_are_the_same() {
+    let mut stream = Stream(11);
+    for shape in [[3, 4099], [2, 8192], [190, 47]] {
+        for objective in objectives() {
+            for kind in [Kind::Float, Kind::Double] {
+                let options = LossOptions { objective, terms: *terms().last().unwrap() };
+                let batch = Batch::drawn(&mut stream, shape, kind).poisoned();
+                hold(&batch, false, &options, kind);
+            }
+        }
+    }
+}
+
+#[test]
 fn nothing_kept_is_no_loss_and_no_gradient() {
     for objective in objectives() {
         let terms = ActorLoss { kl_loss_coef: 0.1, entropy_coeff: 0.1, ..ActorLoss::grpo() };
