@@ -160,6 +160,23 @@ pub fn actor_loss(
     let response_mask = &effective_mask;
     let token_loss = clip(logp, logp_old, advantages, response_mask, &options.clip)?;
     let policy_loss = aggregate::loss(&token_loss, response_mask, &options.aggregate)?;
+    with_other_terms(policy_loss, logp, logp_old, logp_ref, response_mask, entropy, options)
+}
+
+/// The whole loss of which this is the policy's term, whatever the objective: the KL and the entropy come to it.
+///
+/// # Errors
+/// As [`actor_loss`].
+pub fn with_other_terms(
+    policy_loss: Tensor,
+    logp: &Tensor,
+    logp_old: &Tensor,
+    logp_ref: Option<&Tensor>,
+    response_mask: &Tensor,
+    entropy: Option<&Tensor>,
+    options: &ActorLoss,
+) -> Result<ActorLossOutput> {
+    options.check()?;
     let kl_loss = if options.kl_loss_coef == 0.0 {
         policy_loss.zeros_like().detach()
     } else {

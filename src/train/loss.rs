@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::options::{ActorLoss, Aggregate, LossAggMode, LossOptions, MaskedMean, Objective};
-use crate::torch::objective::{self, Kept};
+use crate::torch::objective::{self, ActorLossOutput, Kept};
 use crate::torch::{aggregate, mask};
 
 /// What a loss is computed from, each `[b, T]`.
@@ -24,32 +24,16 @@ pub struct LossInputs {
     pub entropy: Option<Tensor>,
 }
 
-/// A loss and its terms, each without axes.
-#[derive(Debug)]
-pub struct Loss {
-    /// What is minimised.
-    pub loss: Tensor,
-    /// The objective, aggregated.
-    pub policy_loss: Tensor,
-    /// The KL, aggregated and not yet weighted; 0 when there is none.
-    pub kl_loss: Tensor,
-}
-
 /// The loss of these tokens.
 ///
 /// # Errors
 /// As the formulas of [`objective`].
-pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<Loss> {
+pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<ActorLossOutput> {
     let LossInputs { logp, logp_old, logp_ref, advantages, mask, entropy } = inputs;
-    let actor_loss = |advantages: &Tensor| {
-        let (logp_ref, entropy) = (logp_ref.as_ref(), entropy.as_ref());
-        objective::actor_loss(logp, logp_old, logp_ref, advantages, mask, None, entropy, &options.terms)
-    };
     let of_tokens = |losses: &Tensor| aggregate::loss(losses, mask, &options.terms.aggregate);
     let policy_loss = match &options.objective {
         Objective::Vanilla => {
-            let out = actor_loss(advantages)?;
-            return Ok(Loss { loss: out.loss, policy_loss: out.policy_loss, kl_loss: out.kl_loss });
+            of_tokens(&objective::clip(logp, logp_old, advantages, mask, &options.terms.clip)?)?
         }
         Objective::Gpg => {
             // The formula has no mask, and 0 times what may stand in a masked slot is no gradient.
@@ -66,14 +50,8 @@ pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<Loss> {
         }
         Objective::Sapo(sapo) => of_tokens(&objective::sapo(logp, logp_old, advantages, mask, sapo)?)?,
     };
-    let own = &policy_loss / options.terms.gradient_accumulation_steps;
-    if options.terms.kl_loss_coef == 0.0 && options.terms.entropy_coeff == 0.0 {
-        let kl_loss = policy_loss.zeros_like().detach();
-        return Ok(Loss { loss: own, policy_loss, kl_loss });
-    }
-    // Without advantages the whole actor loss is its other terms, the same for every objective.
-    let others = actor_loss(&advantages.zeros_like())?;
-    Ok(Loss { loss: own + others.loss, policy_loss, kl_loss: others.kl_loss })
+    let (logp_ref, entropy) = (logp_ref.as_ref(), entropy.as_ref());
+    objective::with_other_terms(policy_loss, logp, logp_old, logp_ref, mask, entropy, &options.terms)
 }
 
 /// The mean over sequences of one loss a sequence.
