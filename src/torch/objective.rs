@@ -167,7 +167,7 @@ pub fn actor_loss(
 ///
 /// # Errors
 /// As [`actor_loss`].
-pub fn with_other_terms(
+pub(crate) fn with_other_terms(
     policy_loss: Tensor,
     logp: &Tensor,
     logp_old: &Tensor,
