@@ -485,6 +485,7 @@ impl Batch {
             entropy: self.entropy.as_ref().map(entries).transpose()?,
             mask: entries(&self.mask)?,
             weights,
+            first: 0,
         })
     }
 }

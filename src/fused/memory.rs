@@ -149,16 +149,6 @@ pub(super) mod tests {
     use super::{Fresh, Work, entries};
     use tch::{Device, Kind, Tensor};
 
-    #[test]
-    fn memory_is_read_and_written_in_reading_order() {
-        let mut fresh = Fresh::<f32>::zeros(&[2, 2]);
-        fresh.entries_mut().expect("it is fresh").copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
-        let tensor = fresh.into_tensor();
-        assert_eq!(tensor.double_value(&[1, 0]), 3.0);
-        assert_eq!(entries::<f32>(&tensor).expect("it is plain"), [1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(entries::<u8>(&tensor.gt(2.0)).expect("it is plain"), [0, 0, 1, 1]);
-    }
-
     /// What some work gives with each of the vector instructions that the processor has.
     pub(in crate::fused) fn each_way<W: Work + Clone>(work: &W) -> Vec<W::Output> {
         let mut outputs = vec![work.clone().run(), super::vectorised(work.clone())];
@@ -168,6 +158,16 @@ pub(super) mod tests {
             outputs.push(unsafe { super::with_avx2(work.clone()) });
         }
         outputs
+    }
+
+    #[test]
+    fn memory_is_read_and_written_in_reading_order() {
+        let mut fresh = Fresh::<f32>::zeros(&[2, 2]);
+        fresh.entries_mut().expect("it is fresh").copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        let tensor = fresh.into_tensor();
+        assert_eq!(tensor.double_value(&[1, 0]), 3.0);
+        assert_eq!(entries::<f32>(&tensor).expect("it is plain"), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(entries::<u8>(&tensor.gt(2.0)).expect("it is plain"), [0, 0, 1, 1]);
     }
 
     #[test]

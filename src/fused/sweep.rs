@@ -8,8 +8,8 @@ use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 use super::exp;
 use super::memory::vectorised;
 use super::terms::{
-    Abs, Bounds, Chunk, Cispo, EntropyTerm, Estimated, Gain, Given, Gpg, K1, K2, K3, Kl, KlTerm, LANES,
-    Lanes, PolicyTerm, Sapo,
+    Abs, Bounds, Cispo, EntropyTerm, Estimated, Gain, Given, Gpg, K1, K2, K3, Kl, KlTerm, LANES, Lanes,
+    PolicyTerm, Sapo,
 };
 use crate::options::{KlPenalty, LossOptions, Objective};
 
@@ -125,6 +125,8 @@ pub(super) struct Tokens<'a, F> {
     pub(super) mask: &'a [u8],
     /// What a token's loss weighs in the loss of the batch.
     pub(super) weights: Weights<'a, F>,
+    /// Which of those that the weights are of is the first here.
+    pub(super) first: usize,
 }
 
 impl<'a, F: Copy> Tokens<'a, F> {
@@ -138,7 +140,8 @@ impl<'a, F: Copy> Tokens<'a, F> {
             advantages: of(self.advantages),
             entropy: self.entropy.map(of),
             mask: &self.mask[own.clone()],
-            ..*self
+            weights: self.weights,
+            first: self.first + own.start,
         }
     }
 }
@@ -333,7 +336,7 @@ pub(super) fn sweep<F: Real>(tokens: &Tokens<'_, F>, plan: &Plan<F>, mut found: 
     let whole = count - count % LANES;
     for first in (0..whole).step_by(TOGETHER) {
         let own = first..whole.min(first + TOGETHER);
-        pass(&tokens.part(own.clone()), first, plan, &mut found.part(own), &mut sums);
+        pass(&tokens.part(own.clone()), plan, &mut found.part(own), &mut sums);
     }
     if whole < count {
         rest(tokens, whole, plan, &mut found, &mut sums);
@@ -341,26 +344,19 @@ pub(super) fn sweep<F: Real>(tokens: &Tokens<'_, F>, plan: &Plan<F>, mut found: 
     sums
 }
 
-/// All terms of tokens that fill whole blocks, the first of which has this index among those that weigh something.
-fn pass<F: Real>(
-    tokens: &Tokens<'_, F>,
-    first: usize,
-    plan: &Plan<F>,
-    found: &mut Found<'_, F>,
-    sums: &mut Sums,
-) {
-    let Tokens { mask, logp, logp_old, advantages, weights, .. } = *tokens;
-    let chunk = Chunk { mask, logp, logp_old, advantages, weights, first };
+/// All terms of tokens that fill whole blocks.
+fn pass<F: Real>(tokens: &Tokens<'_, F>, plan: &Plan<F>, found: &mut Found<'_, F>, sums: &mut Sums) {
+    let tokens = *tokens;
     match plan.policy {
-        Policy::Clip => policy_term(chunk, plan, plan.told, found, sums),
-        Policy::Gradient => policy_term(chunk, plan, Gpg, found, sums),
-        Policy::Cispo(cispo) => policy_term(chunk, plan, cispo, found, sums),
-        Policy::Sapo(sapo) => policy_term(chunk, plan, sapo, found, sums),
-        Policy::Given => policy_term(chunk, plan, Given, found, sums),
+        Policy::Clip => policy_term(tokens, plan, plan.told, found, sums),
+        Policy::Gradient => policy_term(tokens, plan, Gpg, found, sums),
+        Policy::Cispo(cispo) => policy_term(tokens, plan, cispo, found, sums),
+        Policy::Sapo(sapo) => policy_term(tokens, plan, sapo, found, sums),
+        Policy::Given => policy_term(tokens, plan, Given, found, sums),
     }
     if let (Some(kl), Some(logp_ref)) = (&plan.kl, tokens.logp_ref) {
         let (per_step, gradient) = (plan.per_step, &mut *found.grad_logp);
-        let term = KlTerm { chunk, logp_ref, kl, per_step, gradient };
+        let term = KlTerm { tokens, logp_ref, kl, per_step, gradient };
         let [weighted, plain] = match kl.penalty {
             KlPenalty::K1 | KlPenalty::K1Plus => vectorised(Estimated(term, K1)),
             KlPenalty::Abs | KlPenalty::AbsPlus => vectorised(Estimated(term, Abs)),
@@ -373,14 +369,14 @@ fn pass<F: Real>(
     if let Some(entropy) = tokens.entropy {
         let coef = plan.per_step * plan.entropy_coeff;
         let gradient = found.grad_entropy.as_deref_mut();
-        let [weighted, plain] = vectorised(EntropyTerm { chunk, entropy, coef, gradient });
+        let [weighted, plain] = vectorised(EntropyTerm { tokens, entropy, coef, gradient });
         sums.entropy += weighted;
         sums.plain_entropy += plain;
     }
 }
 
 fn policy_term<F: Real, G: Gain<F>>(
-    chunk: Chunk<'_, F>,
+    tokens: Tokens<'_, F>,
     plan: &Plan<F>,
     gain: G,
     found: &mut Found<'_, F>,
@@ -388,7 +384,7 @@ fn policy_term<F: Real, G: Gain<F>>(
 ) {
     let (gradient, losses) = (&mut *found.grad_logp, found.losses.as_deref_mut());
     let [gains, clipped, lowered, log_ratio, ratio, kept] =
-        vectorised(PolicyTerm { chunk, plan, gain, gradient, losses });
+        vectorised(PolicyTerm { tokens, plan, gain, gradient, losses });
     sums.policy -= gains;
     sums.clipped += clipped;
     sums.lowered += lowered;
@@ -419,6 +415,7 @@ fn rest<F: Real>(
         entropy: entropy.as_ref().map(|numbers| numbers.as_slice()),
         mask: &self::padded(&tokens.mask[first..], 0),
         weights: tokens.weights,
+        first: tokens.first + first,
     };
     let (mut grad_logp, mut grad_entropy, mut losses) =
         (padded(found.grad_logp), [zero; LANES], [zero; LANES]);
@@ -427,7 +424,7 @@ fn rest<F: Real>(
         grad_entropy: found.grad_entropy.is_some().then_some(&mut grad_entropy),
         losses: found.losses.is_some().then_some(&mut losses),
     };
-    pass(&copies, first, plan, &mut of_copies, sums);
+    pass(&copies, plan, &mut of_copies, sums);
     found.grad_logp[first..].copy_from_slice(&grad_logp[..count]);
     if let Some(own) = &mut found.grad_entropy {
         own[first..].copy_from_slice(&grad_entropy[..count]);

@@ -7,7 +7,7 @@
 //! would write `&&`). A masked token is emptied as it is read, so that nothing that stood there is computed with.
 
 use super::memory::Work;
-use super::sweep::{Plan, Real, Weights, limit};
+use super::sweep::{Plan, Real, Tokens, Weights, limit};
 use crate::options::{Clip, KlPenalty};
 
 /// How many tokens make a block: enough that what a loop over them begins with costs little, and few enough that what is
@@ -18,19 +18,8 @@ pub(super) type Lanes<F> = [F; LANES];
 /// The sums that one number is the sum of: so many are taken side by side.
 const PARTS: usize = 16;
 
-/// Tokens, as many as whole blocks have. Where the mask keeps nothing, anything may stand in the others.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chunk<'a, F> {
-    pub(super) mask: &'a [u8],
-    pub(super) logp: &'a [F],
-    pub(super) logp_old: &'a [F],
-    pub(super) advantages: &'a [F],
-    /// What all tokens weigh, and where these begin among them.
-    pub(super) weights: Weights<'a, F>,
-    pub(super) first: usize,
-}
-
-impl<'a, F: Real> Chunk<'a, F> {
+impl<'a, F: Real> Tokens<'a, F> {
+    /// How many blocks they fill.
     fn blocks(&self) -> usize {
         self.logp.len() / LANES
     }
@@ -120,7 +109,8 @@ pub(super) trait Gain<F: Real>: Copy {
         None
     }
 
-    /// The bounds of the figures: those that are told, or its own, which are the same.
+    /// The bounds of the figures: those that are told, or its own, which are the same, so that the compiler sees that
+    /// they are and works out once what both make of them.
     #[inline(always)]
     fn bounds(self, told: Bounds<F>) -> Bounds<F> {
         told
@@ -225,13 +215,18 @@ impl<F: Real> Gain<F> for Given {
 /// with A > 0 it is never that low.
 #[inline(always)]
 pub(super) fn clip<F: Real>(ratio: F, is_within: bool, advantage: F, bounds: &Bounds<F>) -> (F, F) {
-    let (free, bound) = (ratio * advantage, clamp(ratio, bounds.low, bounds.high) * advantage);
+    let (free, bound) = free_and_bound(ratio, advantage, bounds);
     // On a tie, at a clip edge too, the gradient is that of the unclipped one; a bound has none.
     let is_bound = free > bound;
-    let gain = choose(is_bound, bound, free);
-    let floor = bounds.minus_c * advantage.abs();
+    let (gain, floor) = (choose(is_bound, bound, free), bounds.minus_c * advantage.abs());
     let is_lowered = gain < floor;
     (choose(is_lowered, floor, gain), choose(is_within & !is_bound & !is_lowered, free, F::of(0.0)))
+}
+
+/// ratio A and clip(ratio) A
+#[inline(always)]
+fn free_and_bound<F: Real>(ratio: F, advantage: F, bounds: &Bounds<F>) -> (F, F) {
+    (ratio * advantage, clamp(ratio, bounds.low, bounds.high) * advantage)
 }
 
 /// Whether the ratio is above its upper bound with A > 0, or below the lower one with A < 0.
@@ -245,14 +240,15 @@ pub(super) fn gain_is_clipped<F: Real>(ratio: F, advantage: F, bounds: &Bounds<F
 /// Whether the dual clip lowers the loss.
 #[inline(always)]
 fn is_lowered<F: Real>(ratio: F, advantage: F, bounds: &Bounds<F>) -> bool {
-    let (free, bound) = (ratio * advantage, clamp(ratio, bounds.low, bounds.high) * advantage);
+    let (free, bound) = free_and_bound(ratio, advantage, bounds);
     choose(free > bound, bound, free) < bounds.minus_c * advantage.abs()
 }
 
 /// The policy's term, and the figures of the ratio.
 #[derive(Debug)]
 pub(super) struct PolicyTerm<'a, F, G> {
-    pub(super) chunk: Chunk<'a, F>,
+    /// As many as whole blocks have.
+    pub(super) tokens: Tokens<'a, F>,
     pub(super) plan: &'a Plan<F>,
     pub(super) gain: G,
     pub(super) gradient: &'a mut [F],
@@ -265,12 +261,12 @@ impl<F: Real, G: Gain<F>> Work for PolicyTerm<'_, F, G> {
 
     #[inline(always)]
     fn run(self) -> [f64; 6] {
-        let Self { chunk, plan, gain, gradient, mut losses } = self;
+        let Self { tokens, plan, gain, gradient, mut losses } = self;
         let mut sums = [[0.0; PARTS]; 6];
         let (mut told, mut other) = (Ratio::empty(), Ratio::empty());
         let (mut weights, mut slopes) = (BlockWeights::times(-plan.per_step), Scratch([F::of(0.0); LANES]));
-        for index in 0..chunk.blocks() {
-            let block = chunk.block(index, &mut weights);
+        for index in 0..tokens.blocks() {
+            let block = tokens.block(index, &mut weights);
             told.fill(&block, plan.told_limit);
             let own = match gain.limit() {
                 None => &told,
@@ -414,7 +410,8 @@ impl<F: Real> Estimate<F> for K3 {
 /// The KL's term; its part is added to the gradient.
 #[derive(Debug)]
 pub(super) struct KlTerm<'a, F> {
-    pub(super) chunk: Chunk<'a, F>,
+    /// As many as whole blocks have.
+    pub(super) tokens: Tokens<'a, F>,
     pub(super) logp_ref: &'a [F],
     pub(super) kl: &'a Kl<F>,
     pub(super) per_step: F,
@@ -431,13 +428,13 @@ impl<F: Real, E: Estimate<F>> Work for Estimated<'_, F, E> {
 
     #[inline(always)]
     fn run(self) -> [f64; 2] {
-        let Self(KlTerm { chunk, logp_ref, kl, per_step, gradient }, estimate) = self;
+        let Self(KlTerm { tokens, logp_ref, kl, per_step, gradient }, estimate) = self;
         let mut sums = [[0.0; PARTS]; 2];
         let (mut by, mut exp) = (Ratio::empty(), Exponentials::empty());
         let (mut weights, mut whole) =
             (BlockWeights::times(per_step * kl.coef), Scratch([F::of(0.0); LANES]));
-        for index in 0..chunk.blocks() {
-            let block = chunk.block(index, &mut weights);
+        for index in 0..tokens.blocks() {
+            let block = tokens.block(index, &mut weights);
             let of = KlBlock { block: &block, logp_ref: &logp_ref.as_chunks().0[index], kl };
             if E::TAKES_EXP {
                 exp.fill(|i| -of.within(i));
@@ -534,7 +531,8 @@ fn weighed<F: Real>((loss, slope): (F, F), ratio: F, ratio_slope: F) -> (F, F) {
 /// The entropy's term, with its gradient if one is wanted.
 #[derive(Debug)]
 pub(super) struct EntropyTerm<'a, F> {
-    pub(super) chunk: Chunk<'a, F>,
+    /// As many as whole blocks have.
+    pub(super) tokens: Tokens<'a, F>,
     pub(super) entropy: &'a [F],
     pub(super) coef: F,
     pub(super) gradient: Option<&'a mut [F]>,
@@ -546,11 +544,11 @@ impl<F: Real> Work for EntropyTerm<'_, F> {
 
     #[inline(always)]
     fn run(self) -> [f64; 2] {
-        let Self { chunk, entropy, coef, mut gradient } = self;
+        let Self { tokens, entropy, coef, mut gradient } = self;
         let mut sums = [[0.0; PARTS]; 2];
         let (mut weights, mut slopes) = (BlockWeights::times(coef), Scratch([F::of(0.0); LANES]));
-        for index in 0..chunk.blocks() {
-            let block = chunk.block(index, &mut weights);
+        for index in 0..tokens.blocks() {
+            let block = tokens.block(index, &mut weights);
             let entropy: &Lanes<F> = &entropy.as_chunks().0[index];
             let (mut weighted, mut plain) = ([F::of(0.0); PARTS], [F::of(0.0); PARTS]);
             for few in 0..LANES / PARTS {
@@ -571,7 +569,7 @@ impl<F: Real> Work for EntropyTerm<'_, F> {
     }
 }
 
-/// A block of a chunk.
+/// A block of tokens. Where the mask keeps nothing, anything may stand in the others.
 struct Block<'a, F> {
     mask: &'a [u8; LANES],
     logp: &'a Lanes<F>,
@@ -679,10 +677,10 @@ fn clamp<F: Real>(x: F, low: F, high: F) -> F {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bounds, Chunk, Estimated, K3, Kl, KlTerm, LANES, PolicyTerm};
+    use super::{Bounds, Estimated, K3, Kl, KlTerm, LANES, PolicyTerm};
     use crate::fused::memory::Work;
     use crate::fused::memory::tests::each_way;
-    use crate::fused::sweep::{Plan, Weights};
+    use crate::fused::sweep::{Plan, Tokens, Weights};
     use crate::options::{ActorLoss, Clip, KlPenalty, LossOptions, Objective};
 
     /// The clipped objective with k3 over two blocks of tokens.
@@ -702,17 +700,19 @@ mod tests {
         fn run(self) -> ([f64; 8], Vec<u32>) {
             let Self { logp, logp_old, advantages, mask, plan } = self;
             let weights = Weights::OfRows { of_rows: &[0.01, 0.03], width: LANES + 7 };
-            let chunk = Chunk {
-                mask: &mask,
+            let tokens = Tokens {
                 logp: &logp,
                 logp_old: &logp_old,
+                logp_ref: None,
                 advantages: &advantages,
+                entropy: None,
+                mask: &mask,
                 weights,
                 first: 0,
             };
             let mut gradient = vec![0.0; logp.len()];
             let gain = Bounds::of(&Clip::dapo());
-            let policy = PolicyTerm { chunk, plan: &plan, gain, gradient: &mut gradient, losses: None };
+            let policy = PolicyTerm { tokens, plan: &plan, gain, gradient: &mut gradient, losses: None };
             let [a, b, c, d, e, f] = policy.run();
             let kl = Kl {
                 penalty: KlPenalty::K3,
@@ -721,7 +721,8 @@ mod tests {
                 weight_limit: Some(20.0),
                 coef: 0.04,
             };
-            let term = KlTerm { chunk, logp_ref: &logp_old, kl: &kl, per_step: 1.0, gradient: &mut gradient };
+            let term =
+                KlTerm { tokens, logp_ref: &logp_old, kl: &kl, per_step: 1.0, gradient: &mut gradient };
             let [g, h] = Estimated(term, K3).run();
             ([a, b, c, d, e, f, g, h], gradient.into_iter().map(f32::to_bits).collect())
         }

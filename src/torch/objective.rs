@@ -163,7 +163,8 @@ pub fn actor_loss(
     with_other_terms(policy_loss, logp, logp_old, logp_ref, response_mask, entropy, options)
 }
 
-/// The whole loss of which this is the policy's term, whatever the objective: the KL and the entropy come to it.
+/// The whole loss of which this is the policy's term, whatever the objective: the KL and the entropy come to it. The
+/// options have been checked.
 ///
 /// # Errors
 /// As [`actor_loss`].
@@ -176,7 +177,6 @@ pub(crate) fn with_other_terms(
     entropy: Option<&Tensor>,
     options: &ActorLoss,
 ) -> Result<ActorLossOutput> {
-    options.check()?;
     let kl_loss = if options.kl_loss_coef == 0.0 {
         policy_loss.zeros_like().detach()
     } else {

@@ -29,6 +29,7 @@ pub struct LossInputs {
 /// # Errors
 /// As the formulas of [`objective`].
 pub fn loss(inputs: &LossInputs, options: &LossOptions) -> Result<ActorLossOutput> {
+    options.check()?;
     let LossInputs { logp, logp_old, logp_ref, advantages, mask, entropy } = inputs;
     let of_tokens = |losses: &Tensor| aggregate::loss(losses, mask, &options.terms.aggregate);
     let policy_loss = match &options.objective {
